@@ -1,0 +1,127 @@
+"""The object graph of a run, assembled from its configuration: the only place that instantiates config nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from librobot.errors import LibrobotError, require
+from librobot.types import RobotSpec
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from librobot.data.datamodule import DataModule
+    from librobot.data.sources.base import Source
+    from librobot.frameworks.base import Framework
+    from librobot.sim.base import Suite
+
+
+def build(node: DictConfig | Mapping[str, Any], place: str, **given: Any) -> Any:
+    """What the node's `_target_` makes of the node's arguments and `given`; a partial for a `_partial_` node.
+
+    `given` is handed over untouched: OmegaConf would copy modules and turn dataclasses into dictionaries.
+    Bad values (the target's ValueError or TypeError) become a LibrobotError that starts with `place`.
+    """
+    try:
+        if node.get("_partial_"):
+            return instantiate(node, _convert_="all")
+        factory = instantiate(node, _convert_="all", _partial_=True)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, LibrobotError):
+            raise cause from None
+        if cause is None or isinstance(cause, ValueError | TypeError):
+            raise LibrobotError(f"{place}: {cause or error}") from error
+        raise cause from None
+    try:
+        return factory(**given)
+    except (ValueError, TypeError) as error:
+        name = str(node.get("_target_", "")).rpartition(".")[2]
+        raise LibrobotError(f"{place} ({name}): {error}") from error
+
+
+def build_datamodule(cfg: DictConfig) -> DataModule:
+    """The data of a run. `data.root` is there for the source to read, not for the DataModule itself."""
+    node = OmegaConf.to_container(cfg.data, resolve=True)
+    assert isinstance(node, dict)
+    node.pop("root", None)
+    return build(OmegaConf.create(node), "data")
+
+
+def build_suite(env: DictConfig) -> Suite:
+    """The simulated tasks of an `env=` node."""
+    return build(env, "env")
+
+
+def build_spec(cfg: DictConfig, source: Source) -> RobotSpec:
+    """The robot that the policy is for: the named one, or what the dataset says of its own.
+
+    A named robot must be the one that the dataset was recorded with: its cameras, state and action, by name.
+    Image sizes are the dataset's, because `data.image_size` may have changed them.
+    """
+    theirs = source.spec
+    if not cfg.robot:
+        return theirs
+    spec: RobotSpec = build(cfg.robot, "robot")
+    problems = [
+        f"{kind} is [{', '.join(found)}] in the dataset, [{', '.join(expected)}] in the robot"
+        for kind, expected, found in (
+            ("cameras", sorted(spec.camera_names), sorted(theirs.camera_names)),
+            ("state", [dim.name for dim in spec.state], [dim.name for dim in theirs.state]),
+            ("action", [dim.name for dim in spec.action], [dim.name for dim in theirs.action]),
+        )
+        if expected != found
+    ]
+    if problems:
+        raise LibrobotError(
+            f"{source.provenance.get('root', 'the dataset')} does not fit robot {spec.name!r}: "
+            f"{'; '.join(problems)}. Choose its cameras with data.cameras=[...], name the robot that recorded it, "
+            f"or take robot=from_data, which reads the robot from the dataset"
+        )
+    sizes = {camera.name: camera for camera in theirs.cameras}
+    return replace(spec, cameras=tuple(sizes[name] for name in spec.camera_names))
+
+
+def build_framework(cfg: DictConfig, spec: RobotSpec) -> Framework:
+    """The policy: a framework over a backbone and an action head, for one robot."""
+    return build(
+        cfg.framework,
+        "framework",
+        spec=spec,
+        vlm=build(cfg.vlm, "vlm"),
+        head=build(cfg.head, "head"),
+        optimizer=build(cfg.optim, "optim"),
+        scheduler=build(cfg.scheduler, "scheduler"),
+    )
+
+
+def build_trainer(cfg: DictConfig) -> Trainer:
+    """Lightning's trainer with the callbacks, loggers and plugins of the run."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from librobot.training.checkpoints import AtomicCheckpointIO
+
+    node = OmegaConf.to_container(cfg.trainer, resolve=True)
+    assert isinstance(node, dict)
+    if "deepspeed" in str(node.get("strategy")).lower():
+        require("deepspeed", "deepspeed")
+    plugins = [build(item, f"trainer.plugins[{i}]") for i, item in enumerate(node.pop("plugins", None) or [])]
+    callbacks = [build(item, f"callbacks.{name}") for name, item in cfg.callbacks.items() if item]
+    loggers = [build(item, f"logger.{name}") for name, item in cfg.logger.items() if item]
+    try:
+        return build(
+            node,
+            "trainer",
+            callbacks=callbacks,
+            logger=loggers or False,
+            plugins=[*plugins, AtomicCheckpointIO()],
+            default_root_dir=cfg.run_dir,
+        )
+    except MisconfigurationException as error:
+        raise LibrobotError(f"trainer: {error}") from error

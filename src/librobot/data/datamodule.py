@@ -1,0 +1,195 @@
+"""Batches for Lightning, from any source."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import lightning
+import numpy as np
+from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
+from torch.utils.data import DataLoader
+
+from librobot.data.sampler import EpochSampler, ResumableLoader, whole_batch
+from librobot.data.sources.base import CacheMode, Source, SourceFactory
+from librobot.data.windows import Processor, WindowDataset, Windows
+from librobot.errors import LibrobotError
+from librobot.types import Batch, RobotSpec
+
+
+class Augmentation(Protocol):
+    """Changes a training batch, on its device. The same `seed` gives the same draws."""
+
+    def __call__(self, batch: Batch, *, seed: Sequence[int]) -> Batch: ...
+
+
+class DataModule(lightning.LightningDataModule):
+    """Windows of a dataset in seeded order; the same batches on resume, in the middle of an epoch too.
+
+    source: a built `Source`, or a `SourceFactory` (a `_partial_` node), which is called with `cameras`,
+    `image_size` and `cache` when the source is first needed. batch_size: per device. val_fraction: the share
+    of episodes, drawn from `seed`, kept for validation. augmentation: applied on the device, in training
+    only. drop_last: leave an incomplete training batch out. prefetch_factor: batches that each worker
+    prepares.
+
+    `configure` must be called before the loaders are asked for.
+    """
+
+    def __init__(
+        self,
+        source: Source | SourceFactory,
+        *,
+        cameras: Sequence[str] | None = None,
+        image_size: Sequence[int] | None = None,
+        cache: CacheMode = "none",
+        batch_size: int = 32,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        val_fraction: float = 0.0,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0 or prefetch_factor < 1:
+            raise ValueError(
+                "batch_size and prefetch_factor must be at least 1 and num_workers at least 0, found "
+                f"batch_size={batch_size}, prefetch_factor={prefetch_factor}, num_workers={num_workers}"
+            )
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction must lie in [0, 1), found {val_fraction}")
+        self._make_source: Callable[[], Source]
+        if isinstance(source, Source):
+            if cameras is not None or image_size is not None or cache != "none":
+                raise ValueError("cameras, image_size and cache have no effect on a source already built")
+            self._make_source = lambda: source
+        else:
+            size = (int(image_size[0]), int(image_size[1])) if image_size is not None else None
+            self._make_source = lambda: source(cameras=cameras, image_size=size, cache=cache)
+        self.batch_size, self.num_workers, self.prefetch_factor = batch_size, num_workers, prefetch_factor
+        self.val_fraction, self.augmentation = val_fraction, augmentation
+        self.seed, self.drop_last = seed, drop_last
+        if not val_fraction:
+            # Lightning then sees that there is no validation; it is a choice, not a mistake to warn of.
+            warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        self._source: Source | None = None
+        self._windows: dict[str, int] | None = None
+        self._processor: Processor | None = None
+        self._position: dict[str, int] | None = None
+        self._train_sampler: EpochSampler | None = None
+
+    @property
+    def source(self) -> Source:
+        """The dataset, opened at first use."""
+        if self._source is None:
+            self._source = self._make_source()
+        return self._source
+
+    @property
+    def spec(self) -> RobotSpec:
+        return self.source.spec
+
+    @property
+    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
+        """Of every frame of the dataset, for `Normalizer.fit`."""
+        return self.source.statistics()
+
+    def configure(self, *, horizon: int, obs_steps: int = 1, processor: Processor | None = None) -> None:
+        """What the framework needs: `horizon` actions, `obs_steps` observations, its backbone's processor
+        (run in the data workers; None leaves `Observation.inputs` empty)."""
+        self._windows = {"horizon": horizon, "obs_steps": obs_steps}
+        self._processor = processor
+
+    def split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Episodes for training and for validation, both ascending."""
+        total = len(self.source.episode_lengths)
+        held_out = round(total * self.val_fraction)
+        if self.val_fraction and total < 2:
+            raise LibrobotError(
+                f"val_fraction={self.val_fraction} needs at least two episodes, found {total}"
+            )
+        if self.val_fraction:
+            held_out = min(max(held_out, 1), total - 1)
+        order = np.random.default_rng([self.seed, 1]).permutation(total)
+        return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+    def train_dataloader(self) -> TRAIN_DATALOADERS:
+        dataset, sampler = self._dataset(self.split()[0], shuffle=True, drop_last=self.drop_last)
+        if sampler.num_batches == 0:
+            raise LibrobotError(
+                f"the training episodes hold {len(dataset)} samples, fewer than one batch of "
+                f"{self.batch_size} on each of {sampler.num_replicas} devices: lower data.batch_size or set "
+                "data.drop_last=false"
+            )
+        if self._position is not None:
+            sampler.load_state_dict(self._position)
+            self._position = None
+        self._train_sampler = sampler
+        return ResumableLoader(dataset, sampler, state=self.state_dict, **self._worker_options())
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        dataset, sampler = self._dataset(self.split()[1], shuffle=False, drop_last=False)
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=whole_batch,
+            **self._worker_options(),
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment on the device, while training only."""
+        if self.trainer is None or not self.trainer.training:
+            return batch
+        if self._train_sampler is not None:
+            self._train_sampler.advance(self.trainer.num_training_batches)
+        if self.augmentation is None:
+            return batch
+        epoch = self._train_sampler.epoch if self._train_sampler is not None else 0
+        # A draw that depends on what the batch is, not on when it comes, is the same after a resume.
+        return self.augmentation(batch, seed=(self.seed, epoch, int(batch.extra["rows"][0])))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training data are: {} before training."""
+        if self._train_sampler is None or self.trainer is None:
+            return {}
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current.state_dict()
+        # Batches that reached the trainer but whose step was interrupted are taken again.
+        pending = max(0, progress["ready"] - progress["processed"])
+        return self._train_sampler.state_dict(pending)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = dict(state_dict) or None
+
+    def _dataset(
+        self, episodes: np.ndarray, *, shuffle: bool, drop_last: bool
+    ) -> tuple[WindowDataset, EpochSampler]:
+        if self._windows is None:
+            raise LibrobotError(
+                "the data module does not know the framework's horizon yet: call "
+                "datamodule.configure(horizon=..., obs_steps=..., processor=...) first"
+            )
+        windows = Windows(self.source.episode_lengths, episodes.tolist(), **self._windows)
+        dataset = WindowDataset(self.source, windows, self._processor)
+        trainer = self.trainer
+        sampler = EpochSampler(
+            len(dataset),
+            self.batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer is not None else 0,
+            world_size=trainer.world_size if trainer is not None else 1,
+        )
+        return dataset, sampler
+
+    def _worker_options(self) -> dict[str, Any]:
+        if self.num_workers == 0:
+            return {}
+        return {
+            "num_workers": self.num_workers,
+            "prefetch_factor": self.prefetch_factor,
+            "persistent_workers": True,
+        }

@@ -1,0 +1,63 @@
+"""Image bytes and sizes: PNG out, PNG or JPEG in, resizing that keeps the aspect."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+PNG_LEVEL = 1
+"""zlib's fastest: frames of a simulator are written faster than they are drawn."""
+
+
+def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Lossless PNG, row by row with the "up" filter (PNG specification, section 9), about twice as fast as a
+    general encoder that tries every filter."""
+    height, width, _ = image.shape
+    rows = np.empty((height, 1 + width * 3), np.uint8)
+    flat = image.reshape(height, width * 3)
+    rows[:, 0] = 2
+    rows[0, 1:] = flat[0]
+    np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), PNG_LEVEL)), (b"IEND", b"")
+    chunks = (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(name)))
+        for name, body in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """PNG, JPEG or whatever Pillow reads. Raises ValueError where it cannot."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(str(error)) from error
+
+
+def resize_with_padding(
+    image: UInt8[np.ndarray, "h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Scale to fit into (height, width), aspect kept, centred on black; antialiased bilinear.
+
+    A policy has to put its camera images through the same function.
+    """
+    source_height, source_width = image.shape[:2]
+    if (source_height, source_width) == (height, width):
+        return image
+    scale = min(height / source_height, width / source_width)
+    inner_height = max(1, min(height, round(source_height * scale)))
+    inner_width = max(1, min(width, round(source_width * scale)))
+    resized = Image.fromarray(image).resize((inner_width, inner_height), Image.Resampling.BILINEAR)
+    if (inner_height, inner_width) == (height, width):
+        return np.asarray(resized)
+    padded = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - inner_height) // 2, (width - inner_width) // 2
+    padded[top : top + inner_height, left : left + inner_width] = np.asarray(resized)
+    return padded

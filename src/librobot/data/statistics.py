@@ -1,0 +1,86 @@
+"""Statistics of states, actions and images: exact for vectors, from histograms for pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+
+
+def vector_statistics(values: Float[np.ndarray, "n dim"]) -> dict[str, Float[np.ndarray, " dim"]]:
+    """mean, std (over n, not n - 1), min, max and quantiles per dimension, in float64; n must be above 0."""
+    exact = values.astype(np.float64, copy=False)
+    quantiles = np.quantile(exact, list(QUANTILES.values()), axis=0)
+    return {
+        "min": exact.min(axis=0),
+        "max": exact.max(axis=0),
+        "mean": exact.mean(axis=0),
+        "std": exact.std(axis=0),
+        **dict(zip(QUANTILES, quantiles, strict=True)),
+    }
+
+
+def sample_frames(length: int) -> Int[np.ndarray, " n"]:
+    """Which frames of an episode the image statistics look at: n^0.75, between 100 and 10 000 (or all)."""
+    count = max(min(100, length), min(int(length**0.75), 10_000))
+    return np.round(np.linspace(0, length - 1, count)).astype(int)
+
+
+def image_statistics(images: UInt8[np.ndarray, "t h w 3"]) -> dict[str, Float[np.ndarray, "3 1 1"]]:
+    """Statistics per colour in [0, 1], of some frames; images of 300 pixels and more are thinned to about
+    150.
+
+    A uint8 channel has 256 values, so one histogram gives every statistic exactly.
+    """
+    frames = images[sample_frames(len(images))]
+    longest = max(frames.shape[1:3])
+    stride = longest // 150 if longest >= 300 else 1
+    pixels = frames[:, ::stride, ::stride].reshape(-1, 3)
+    levels = np.arange(256) / 255
+    per_channel: list[dict[str, float]] = []
+    for channel in range(3):
+        histogram = np.bincount(pixels[:, channel], minlength=256)
+        seen = np.flatnonzero(histogram)
+        share = histogram / histogram.sum()
+        mean = float(share @ levels)
+        cumulative = np.cumsum(share)
+        per_channel.append(
+            {
+                "min": levels[seen[0]],
+                "max": levels[seen[-1]],
+                "mean": mean,
+                "std": float(np.sqrt(share @ (levels - mean) ** 2)),
+                **{
+                    name: levels[min(255, int(np.searchsorted(cumulative, q)))]
+                    for name, q in QUANTILES.items()
+                },
+            }
+        )
+    statistics = {
+        name: np.array([channel[name] for channel in per_channel]).reshape(3, 1, 1) for name in per_channel[0]
+    }
+    return statistics | {"count": np.array([len(frames)])}
+
+
+def merge_statistics(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Statistics of several episodes together: exact but for the quantiles, which are means weighted by
+    count."""
+    counts = np.array([int(part["count"][0]) for part in parts], dtype=np.float64)
+    weights = counts / counts.sum()
+
+    def weighted(name: str) -> np.ndarray:
+        return np.tensordot(weights, np.stack([part[name] for part in parts]), axes=1)
+
+    mean = weighted("mean")
+    spread = np.stack([part["std"] ** 2 + (part["mean"] - mean) ** 2 for part in parts])
+    return {
+        "min": np.min([part["min"] for part in parts], axis=0),
+        "max": np.max([part["max"] for part in parts], axis=0),
+        "mean": mean,
+        "std": np.sqrt(np.tensordot(weights, spread, axes=1)),
+        "count": np.array([int(counts.sum())]),
+        **{name: weighted(name) for name in QUANTILES},
+    }

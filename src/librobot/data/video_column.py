@@ -1,0 +1,103 @@
+"""One camera stored as video: several episodes to a file, frames found by time."""
+
+from __future__ import annotations
+
+import numpy as np
+from av import FFmpegError
+from jaxtyping import Int, UInt8
+
+from librobot.data.local_cache import LocalCache
+from librobot.data.metadata import Metadata
+from librobot.data.tables import read_columns
+from librobot.data.video import (
+    TOLERANCE,
+    FrameNotFound,
+    VideoReader,
+    count_frames,
+    count_whole_frames,
+    missing_bytes,
+)
+from librobot.errors import LibrobotError
+
+OPEN_DECODERS = 8
+"""Per camera and thread."""
+
+
+class VideoColumn:
+    """The frames of the video feature `key`. Raises LibrobotError for files that are missing or cut short."""
+
+    def __init__(self, metadata: Metadata, key: str) -> None:
+        self.key, self.fps = key, metadata.fps
+        self.lengths = metadata.lengths
+        files = metadata.video_files(key)
+        self.paths = [path for path, _ in files]
+        self.file_of_episode = np.zeros(len(self.lengths), np.int64)
+        for i, (_, episodes) in enumerate(files):
+            self.file_of_episode[episodes] = i
+        timestamps = read_columns(metadata, ["timestamp"])["timestamp"].reshape(-1)
+        self.begins = metadata.episodes[f"videos/{key}/from_timestamp"].astype(np.float64)
+        self.times = np.repeat(self.begins, self.lengths) + timestamps
+        # A float32 timestamp alone is farther off than the tolerance after about half an hour of one episode.
+        self.tolerance = TOLERANCE + float(np.spacing(np.float32(timestamps.max(initial=0))))
+        self.ends = np.cumsum(self.lengths)
+        for file in range(len(files)):
+            self._check_file(file)
+        self._open = LocalCache(self._open_file, capacity=OPEN_DECODERS)
+
+    def read(self, rows: Int[np.ndarray, " n"]) -> list[UInt8[np.ndarray, "h w 3"]]:
+        """The frames of ascending `rows`."""
+        images: list[UInt8[np.ndarray, "h w 3"] | None] = [None] * len(rows)
+        files = self.file_of_episode[np.searchsorted(self.ends, rows, side="right")]
+        for file in np.unique(files):
+            places = np.flatnonzero(files == file)
+            places = places[np.argsort(self.times[rows[places]], kind="stable")]
+            reader = self._open(int(file))
+            for place in places:
+                time = float(self.times[rows[place]])
+                try:
+                    (images[place],) = reader.frames([time], self.tolerance)
+                except FrameNotFound as error:
+                    raise self._broken(int(file), int(rows[place]), str(error), error.end) from error
+        return [image for image in images if image is not None]
+
+    def _open_file(self, file: int) -> VideoReader:
+        return VideoReader(self.paths[file])
+
+    def _check_file(self, file: int) -> None:
+        """Cheap checks: the file is there, whole by its own index, and has enough frames for its episodes."""
+        path = self.paths[file]
+        episodes = np.flatnonzero(self.file_of_episode == file)
+        needed = np.round(self.begins[episodes] * self.fps).astype(int) + self.lengths[episodes]
+        if not path.exists():
+            raise LibrobotError(
+                f"{path}: missing; expected the video of episodes {episodes[0]} to {episodes[-1]} "
+                f"({needed.max()} frames). Download or copy the dataset again"
+            )
+        try:
+            short = missing_bytes(path)
+            announced = count_frames(path)
+        except FFmpegError:
+            short, announced = 1, 0
+        if short or 0 < announced < needed.max():
+            found = count_whole_frames(path) if short else announced
+            episode = int(episodes[np.argmax(needed > found)])
+            raise self._cut_short(file, episode, int(needed.max()), found)
+
+    def _broken(self, file: int, row: int, message: str, end: bool) -> LibrobotError:
+        episode = int(np.searchsorted(self.ends, row, side="right"))
+        if end:
+            episodes = np.flatnonzero(self.file_of_episode == file)
+            needed = np.round(self.begins[episodes] * self.fps).astype(int) + self.lengths[episodes]
+            found = min(round(float(self.times[row]) * self.fps), count_whole_frames(self.paths[file]))
+            return self._cut_short(file, episode, int(needed.max()), found)
+        frame = row - int(self.ends[episode] - self.lengths[episode])
+        return LibrobotError(
+            f"{self.paths[file]}: episode {episode}, frame {frame}: {message} (tolerance {self.tolerance:g} "
+            "s). The video's frame times are not those of the table"
+        )
+
+    def _cut_short(self, file: int, episode: int, expected: int, found: int) -> LibrobotError:
+        return LibrobotError(
+            f"{self.paths[file]}: the video is cut short or damaged from episode {episode} on: expected "
+            f"{expected} frames, found {found}. Copy the file again, or remove the episodes from {episode} on"
+        )

@@ -1,0 +1,104 @@
+"""From frames to training samples: past observations, future actions, a mask where the episode ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from librobot.data.sources.base import Source
+from librobot.types import Batch, Observation
+
+
+class Processor(Protocol):
+    """A backbone's processor: prompts (and images) to token tensors."""
+
+    def __call__(self, prompts: list[str], images: dict[str, Tensor] | None = None) -> dict[str, Tensor]: ...
+
+
+class Windows:
+    """Which frames belong to which sample. Every frame of the chosen episodes starts one sample.
+
+    A sample at frame f of an episode sees the observations f - obs_steps + 1 .. f (the first frame repeated
+    before the episode's start) and has the actions f .. f + horizon - 1 (the last action repeated past its
+    end, where the mask is False). So a sample never crosses into another episode.
+    """
+
+    def __init__(
+        self, episode_lengths: Int[np.ndarray, " e"], episodes: Sequence[int], *, horizon: int, obs_steps: int
+    ) -> None:
+        if horizon < 1 or obs_steps < 1:
+            raise ValueError(
+                f"horizon and obs_steps must be at least 1, found horizon={horizon}, obs_steps={obs_steps}"
+            )
+        self.horizon, self.obs_steps = horizon, obs_steps
+        ends = np.cumsum(episode_lengths)
+        chosen = np.asarray(episodes, dtype=np.int64)
+        lengths = np.asarray(episode_lengths)[chosen]
+        self._begin = np.repeat(ends[chosen] - lengths, lengths)
+        self._end = np.repeat(ends[chosen], lengths)
+        offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        self.rows = self._begin + offsets
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def observation_rows(self, samples: Int[np.ndarray, " b"]) -> Int[np.ndarray, "b t"]:
+        steps = np.arange(1 - self.obs_steps, 1)
+        return np.maximum(self.rows[samples, None] + steps, self._begin[samples, None])
+
+    def action_rows(
+        self, samples: Int[np.ndarray, " b"]
+    ) -> tuple[Int[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:
+        rows = self.rows[samples, None] + np.arange(self.horizon)
+        last = self._end[samples, None] - 1
+        return np.minimum(rows, last), rows <= last
+
+
+class WindowDataset(Dataset[Batch]):
+    """Whole batches: `dataset.__getitems__(samples)` gathers a `Batch` at once, so the collate is the
+    identity.
+
+    `Batch.extra["rows"]` holds the global frame index of each sample, (b,) int64 numpy.
+    """
+
+    def __init__(self, source: Source, windows: Windows, processor: Processor | None = None) -> None:
+        self.source, self.windows, self.processor = source, windows, processor
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, sample: int) -> Batch:
+        return self.__getitems__([sample])
+
+    def __getitems__(self, samples: Sequence[int]) -> Batch:
+        index = np.asarray(samples, dtype=np.int64)
+        seen = self.windows.observation_rows(index)
+        num, steps = seen.shape
+        images = {
+            camera: torch.from_numpy(frames).unflatten(0, (num, steps))
+            for camera, frames in self.source.images(seen.reshape(-1)).items()
+        }
+        rows = seen[:, -1]
+        prompts = self.source.prompts(rows)
+        observation = Observation(
+            images=images,
+            image_mask={camera: torch.ones(num, dtype=torch.bool) for camera in images},
+            state=torch.from_numpy(self.source.states(seen.reshape(-1))).unflatten(0, (num, steps)),
+            prompt=prompts,
+            inputs=self.processor(prompts, images) if self.processor is not None else None,
+        )
+        acted, mask = self.windows.action_rows(index)
+        actions = self.source.actions(acted.reshape(-1))
+        return Batch(
+            observation=observation,
+            actions=torch.from_numpy(actions).unflatten(0, (num, self.windows.horizon)),
+            action_mask=torch.from_numpy(mask),
+            embodiment=torch.zeros(num, dtype=torch.int64),
+            extra={"rows": rows},
+        )

@@ -1,0 +1,222 @@
+"""What every framework shares: each Lightning hook, normalisation, optimiser groups, checkpoint contents.
+
+A framework is this class plus its paper's method: `__init__`, `compute_loss`, `sample_actions`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from librobot import __version__
+from librobot.errors import LibrobotError, nearest
+from librobot.frameworks.checkpoint import fit_state_dict, plain
+from librobot.frameworks.groups import parameter_groups
+from librobot.frameworks.randomness import seed_step
+from librobot.heads.base import ActionHead
+from librobot.losses import l1
+from librobot.normalize import NormalizationMode, Normalizer
+from librobot.types import Batch, Observation, RobotSpec
+from librobot.vlms.base import VLM, Processor
+
+OptimizerFactory = Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
+SchedulerFactory = Callable[..., Any]
+
+
+class Framework(LightningModule):
+    """Base of all frameworks.
+
+    `horizon` is the number of actions in a chunk, `obs_steps` the number of observation steps it is predicted
+    from. `normalization` names a mode for "state" and for "action" (see `librobot.normalize`). `freeze` lists
+    parts that do not train, `lr_multipliers` maps parts to factors on the learning rate; a part is the dotted
+    beginning of parameter names ("vlm", "vlm.tower") or a pattern with `*`.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: RobotSpec,
+        vlm: VLM | None,
+        head: ActionHead,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory,
+        horizon: int,
+        obs_steps: int = 1,
+        normalization: Mapping[str, NormalizationMode],
+        freeze: Sequence[str] = (),
+        lr_multipliers: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("horizon", horizon), ("obs_steps", obs_steps)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+        self.spec = spec
+        self.horizon = horizon
+        self.obs_steps = obs_steps
+        self.action_width = spec.action_dim  # of the noise that a head starts from; pi0 pads it
+        self.vlm = vlm
+        self.head = head
+        self.normalizer = Normalizer({"state": spec.state_dim, "action": spec.action_dim}, normalization)
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._freeze = tuple(freeze)
+        self._lr_multipliers = dict(lr_multipliers or {})
+        self._config: dict[str, Any] = {}
+        self._provenance: dict[str, Any] = {}
+        self._seed = 0
+
+    # What a framework implements.
+
+    def compute_loss(
+        self, batch: Batch, *, noise: Tensor | None = None, time: Tensor | None = None
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The training loss and what to log beside it. `noise` and `time` fix the head's randomness."""
+        raise NotImplementedError
+
+    def sample_actions(
+        self, observation: Observation, *, noise: Tensor | None = None, steps: int | None = None
+    ) -> Float[Tensor, "b k a"]:
+        """A chunk of actions in physical units. `steps` is the number of sampling steps of the head."""
+        raise NotImplementedError
+
+    @property
+    def processor(self) -> Processor | None:
+        """What turns prompts into `Observation.inputs`; None where the method reads no language."""
+        return self.vlm.processor if self.vlm is not None else None
+
+    # What a framework calls.
+
+    def prepare(self, observation: Observation) -> Observation:
+        """Cameras in the robot's order, the processor's inputs, and a check against the robot's spec."""
+        spec = self.spec
+        missing = [name for name in spec.camera_names if name not in observation.images]
+        if missing:
+            raise LibrobotError(
+                f"the observation lacks camera {missing[0]!r} of robot {spec.name!r}; "
+                f"{nearest(missing[0], observation.images)}"
+            )
+        expected = (self.obs_steps, spec.state_dim)
+        if tuple(observation.state.shape[1:]) != expected:
+            raise LibrobotError(
+                f"the observation's state must have shape (b, {expected[0]}, {expected[1]}) for robot "
+                f"{spec.name!r} and obs_steps={self.obs_steps}, found {tuple(observation.state.shape)}"
+            )
+        inputs = observation.inputs
+        if inputs is None and self.processor is not None:
+            made = self.processor(observation.prompt, observation.images)
+            inputs = {key: value.to(observation.state.device) for key, value in made.items()}
+        return Observation(
+            images={name: observation.images[name] for name in spec.camera_names},
+            image_mask={name: observation.image_mask[name] for name in spec.camera_names},
+            state=observation.state,
+            prompt=observation.prompt,
+            inputs=inputs,
+        )
+
+    def normalized_state(self, observation: Observation) -> Float[Tensor, "b t s"]:
+        return self.normalizer.normalize("state", observation.state).to(self.compute_dtype)
+
+    def normalized_actions(self, batch: Batch) -> Float[Tensor, "b k a"]:
+        if batch.actions.shape[1:] != (self.horizon, self.spec.action_dim):
+            raise LibrobotError(
+                f"actions must have shape (b, {self.horizon}, {self.spec.action_dim}) for robot "
+                f"{self.spec.name!r} and horizon={self.horizon}, found {tuple(batch.actions.shape)}"
+            )
+        return self.normalizer.normalize("action", batch.actions).to(self.compute_dtype)
+
+    def physical_actions(self, actions: Float[Tensor, "b k a"]) -> Float[Tensor, "b k a"]:
+        return self.normalizer.unnormalize("action", actions.float())
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of the weights: float32, or bfloat16 under `trainer.precision=bf16-true`."""
+        return next(self.parameters()).dtype
+
+    def named_part(self, part: str) -> list[tuple[str, nn.Parameter]]:
+        """The parameters of a part. Raises LibrobotError where there are none, naming the nearest part."""
+        parameters = list(self.named_parameters())
+        found = [
+            (n, p) for n, p in parameters if n == part or n.startswith(f"{part}.") or fnmatch.fnmatch(n, part)
+        ]
+        if not found:
+            modules = {n for n, m in self.named_modules() if n and next(m.parameters(), None) is not None}
+            close = {n for n in modules if n.count(".") <= part.count(".")}
+            raise LibrobotError(
+                f"framework {type(self).__name__} has no part {part!r}; {nearest(part, close)}"
+            )
+        return found
+
+    def apply_freeze(self) -> None:
+        """Stop the gradients of the frozen parts. A framework calls this at the end of its `__init__`."""
+        for part in self._freeze:
+            for _, parameter in self.named_part(part):
+                parameter.requires_grad_(False)
+
+    # Lightning.
+
+    def on_fit_start(self) -> None:
+        self._seed = torch.initial_seed()
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.trainer.training:
+            seed_step(self._seed, self.trainer)
+        return batch
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, metrics = self.compute_loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=batch.batch_size)
+        for name, value in metrics.items():
+            self.log(f"train/{name}", value, batch_size=batch.batch_size)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The loss, and how far sampled actions are from the demonstrated ones (mean absolute error,
+        normalised). The same random numbers every time, so that two epochs' values compare."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(batch_idx)
+            loss, metrics = self.compute_loss(batch)
+            sampled = self.normalizer.normalize("action", self.sample_actions(batch.observation))
+        target = self.normalizer.normalize("action", batch.actions)
+        metrics = metrics | {"loss": loss, "action_error": l1(sampled, target, batch.action_mask).mean()}
+        for name, value in metrics.items():
+            self.log(f"val/{name}", value, batch_size=batch.batch_size, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        groups = parameter_groups(
+            self, {part: self.named_part(part) for part in self._lr_multipliers}, self._lr_multipliers
+        )
+        optimizer = self._optimizer(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= group["lr_multiplier"]
+        steps = self.trainer.estimated_stepping_batches
+        known = isinstance(steps, int) and steps > 0
+        scheduler = self._scheduler(optimizer, total_steps=steps if known else None)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Checkpoints.
+
+    def attach_run(self, *, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+        """What checkpoints remember beside weights: the resolved configuration and the data's origin.
+
+        Raises LibrobotError where a value is not plain (numbers, text, None, lists and dictionaries of them).
+        """
+        self._config = plain(config, "config")
+        self._provenance = plain(provenance, "provenance")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["librobot"] = {
+            "version": __version__,
+            "config": self._config,
+            "spec": plain(self.spec.to_dict(), "spec"),
+            "provenance": self._provenance,
+        }
+
+    def load_weights(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load weights that must fit exactly. Raises LibrobotError with the names that do not."""
+        fit_state_dict(self, state_dict)

@@ -1,0 +1,92 @@
+"""Attention with grouped key-value heads, and the masks that say who sees whom."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from librobot.nn.positions import apply_rotary
+
+Angles = tuple[Float[Tensor, "b 1 l e"], Float[Tensor, "b 1 l e"]]
+
+
+def block_mask(
+    query_blocks: Int[Tensor, "b q"], key_blocks: Int[Tensor, "b l"], key_mask: Bool[Tensor, "b l"]
+) -> Bool[Tensor, "b q l"]:
+    """A query sees the real keys of its own and of earlier blocks.
+
+    One number for all tokens makes attention bidirectional, a running count makes it causal, and pi0's
+    0 (prefix), 1 (state), 2 (actions) lies between (openpi `make_attn_mask`).
+    """
+    return (key_blocks[:, None, :] <= query_blocks[:, :, None]) & key_mask[:, None, :]
+
+
+def with_self(mask: Bool[Tensor, "b l l"]) -> Bool[Tensor, "b l l"]:
+    """The same mask, with every token allowed to see itself: no row of a padding token is then empty."""
+    return mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions, over own tokens and, optionally, over cached ones.
+
+    `num_kv_heads` below `num_heads` shares each key-value head between several query heads (Ainslie et al.
+    2023). The inner width is `num_heads * head_dim`, which may differ from `width`.
+    """
+
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        if num_heads % num_kv_heads:
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads, found {num_heads} and {num_kv_heads}"
+            )
+        if head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim, found {head_dim}")
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.q_proj = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(num_heads * head_dim, width, bias=False)
+
+    def keys_values(
+        self, x: Float[Tensor, "b l d"], angles: Angles
+    ) -> tuple[Float[Tensor, "b h l e"], Float[Tensor, "b h l e"]]:
+        """Rotated keys, and values: what a cache holds."""
+        keys = rearrange(self.k_proj(x), "b l (h e) -> b h l e", e=self.head_dim)
+        values = rearrange(self.v_proj(x), "b l (h e) -> b h l e", e=self.head_dim)
+        return apply_rotary(keys, angles), values
+
+    def forward(
+        self,
+        x: Float[Tensor, "b q d"],
+        angles: Angles,
+        keys: Float[Tensor, "b h l e"],
+        values: Float[Tensor, "b h l e"],
+        mask: Bool[Tensor, "b q l"],
+    ) -> Float[Tensor, "b q d"]:
+        """Attend from `x` to `keys` and `values`: the caller's own `keys_values`, after any cached ones."""
+        queries = apply_rotary(rearrange(self.q_proj(x), "b q (h e) -> b h q e", e=self.head_dim), angles)
+        if self.num_kv_heads != self.num_heads:
+            group = self.num_heads // self.num_kv_heads
+            keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None])
+        return self.o_proj(rearrange(out, "b h q e -> b q (h e)"))
+
+
+class GatedMLP(nn.Module):
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020): SwiGLU with SiLU, Gemma's GeGLU with tanh-GELU."""
+
+    def __init__(self, width: int, hidden: int, activation: str = "silu") -> None:
+        super().__init__()
+        activations = {"silu": nn.SiLU(), "gelu": nn.GELU(approximate="tanh")}
+        if activation not in activations:
+            raise ValueError(f"activation must be one of {sorted(activations)}, found {activation!r}")
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+        self.activation = activations[activation]
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        return self.down(self.activation(self.gate(x)) * self.up(x))

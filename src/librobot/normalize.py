@@ -1,0 +1,160 @@
+"""Normalisation inside the model: physical units in, numbers near [-1, 1] out, and back.
+
+Every mode is the affine map `y = (x - offset) / scale`, per dimension:
+
+    mean_std   offset = mean               scale = std               ACT (Zhao et al. 2023), pi0 (openpi)
+    min_max    offset = (max + min) / 2    scale = (max - min) / 2   Diffusion Policy (Chi et al. 2023)
+    quantile   offset = (q99 + q01) / 2    scale = (q99 - q01) / 2   OpenVLA (Kim et al. 2024), pi0.5 (openpi)
+    identity   offset = 0                  scale = 1
+
+`min_max` and `quantile` map their interval to [-1, 1]. Nothing is clipped, so `unnormalize` is the exact
+inverse of `normalize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from librobot.errors import LibrobotError, nearest
+
+NormalizationMode = Literal["mean_std", "min_max", "quantile", "identity"]
+
+Statistics = Mapping[str, Mapping[str, np.ndarray]]
+"""Key ("state", "action") -> statistic ("mean", "std", "min", "max", "q01", "q99") -> one value per
+dimension."""
+
+
+class Normalizer(nn.Module):
+    """Maps "state" and "action" to normalised numbers; its statistics are buffers, saved with the model.
+
+    `dims` gives the width of each key (known from the robot before any data is read, so that a checkpoint
+    loads into a fresh module) and `modes` its mode. A dimension whose std or half range is below
+    `minimum_spread` (in the dimension's own unit) is only centred, with scale 1: dividing by it would turn
+    numerical noise into targets. Where the quantiles coincide but the range does not (a gripper that is
+    nearly always open), `quantile` takes the range instead.
+
+    Statistics are fitted once, before training. Buffers stay float32 under any `.to(dtype)`: half precision
+    would round a position in metres to millimetres.
+    """
+
+    fitted: Tensor
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        modes: Mapping[str, NormalizationMode],
+        *,
+        minimum_spread: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        for key, mode in modes.items():
+            if key not in dims:
+                raise ValueError(f"normalization of {key!r}: {nearest(key, dims)}")
+            if mode not in get_args(NormalizationMode):
+                raise ValueError(
+                    f"normalization of {key!r}: unknown mode {mode!r}; "
+                    f"{nearest(mode, get_args(NormalizationMode))}"
+                )
+        if missing := sorted(set(dims) - set(modes)):
+            raise ValueError(f"normalization: no mode for {', '.join(missing)}")
+        if not minimum_spread > 0:
+            raise ValueError(f"minimum_spread must be above 0, found {minimum_spread}")
+        self.dims = dict(dims)
+        self.modes = dict(modes)
+        self.minimum_spread = minimum_spread
+        for key, dim in self.dims.items():
+            self.register_buffer(f"{key}_offset", torch.zeros(dim, dtype=torch.float32))
+            self.register_buffer(f"{key}_scale", torch.ones(dim, dtype=torch.float32))
+        self.register_buffer("fitted", torch.tensor(False))
+        self._known_fitted = False
+
+    def fit(self, statistics: Statistics, *, force: bool = False) -> None:
+        """Take the statistics of a dataset: `{key: {"mean": (dim,), "std": ..., "min", "max", "q01",
+        "q99"}}`.
+
+        Raises LibrobotError where they were fitted before (unless `force`), lack a key or do not fit `dims`.
+        """
+        if bool(self.fitted) and not force:
+            raise LibrobotError(
+                "the normalizer holds statistics already; they are fitted once, before training, and kept on "
+                "resume. Use fit(statistics, force=True) to replace them on purpose"
+            )
+        for key, dim in self.dims.items():
+            if self.modes[key] == "identity":
+                continue
+            if key not in statistics:
+                raise LibrobotError(f"no statistics for {key!r}: {nearest(key, statistics)}")
+            offset, scale = self._affine(key, dim, statistics[key])
+            getattr(self, f"{key}_offset").copy_(torch.from_numpy(offset))
+            getattr(self, f"{key}_scale").copy_(torch.from_numpy(scale))
+        self.fitted.fill_(True)
+
+    def normalize(self, key: str, x: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim"]:
+        """`x` in physical units -> normalised, in `x`'s dtype."""
+        offset, scale = self._statistics_for(key, x)
+        return ((x - offset) / scale).to(x.dtype)
+
+    def unnormalize(self, key: str, x: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim"]:
+        """Normalised `x` -> physical units, in `x`'s dtype: the inverse of `normalize`."""
+        offset, scale = self._statistics_for(key, x)
+        return (x * scale + offset).to(x.dtype)
+
+    def _statistics_for(self, key: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._known_fitted:  # reading the buffer would wait for the device on every call
+            self._known_fitted = bool(self.fitted)
+        if not self._known_fitted:
+            raise LibrobotError(
+                "the normalizer has no statistics yet: call fit(datamodule.statistics) before training, or "
+                "load a checkpoint that holds them"
+            )
+        if key not in self.dims:
+            raise LibrobotError(f"the normalizer does not know {key!r}: {nearest(key, self.dims)}")
+        if x.shape[-1] != self.dims[key]:
+            raise LibrobotError(
+                f"normalizer: {key} has {self.dims[key]} dimensions, found a tensor of shape {tuple(x.shape)}"
+            )
+        return getattr(self, f"{key}_offset"), getattr(self, f"{key}_scale")
+
+    def _affine(
+        self, key: str, dim: int, statistics: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        needed = {"mean_std": ("mean", "std"), "min_max": ("min", "max")}.get(
+            self.modes[key], ("q01", "q99", "min", "max")
+        )
+        values = []
+        for name in needed:
+            value = np.asarray(statistics.get(name, np.nan), dtype=np.float64)
+            if value.shape != (dim,) or not np.isfinite(value).all():
+                raise LibrobotError(
+                    f"statistics of {key!r}: {name!r} must hold {dim} finite values, found shape "
+                    f"{value.shape}: {np.array2string(value, threshold=8)}"
+                )
+            values.append(value)
+        if self.modes[key] == "mean_std":
+            offset, scale = values
+        else:
+            low, high = values[:2]
+            if self.modes[key] == "quantile":
+                collapsed = (high - low) / 2 < self.minimum_spread
+                low, high = np.where(collapsed, values[2], low), np.where(collapsed, values[3], high)
+            offset, scale = (high + low) / 2, (high - low) / 2
+        return offset, np.where(scale < self.minimum_spread, 1.0, scale)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known_fitted = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Normalizer:
+        exact = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, value in exact.items():  # move, but keep every bit
+            moved = self._buffers[name]
+            if value is not None and moved is not None and moved.dtype != value.dtype:
+                self._buffers[name] = value.to(moved.device)
+        return self

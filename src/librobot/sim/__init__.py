@@ -1,0 +1,1 @@
+"""Simulated suites behind one seam: environments, language-given tasks, scripted experts, recording."""

@@ -1,0 +1,1 @@
+"""Training runs: launch (light), worker and run (the training process), callbacks and loggers."""

@@ -1,0 +1,142 @@
+"""Regular checkpoints, one at the end, and one when the run is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from librobot.errors import LibrobotError
+
+
+class Stopped(LibrobotError):
+    """The run was told to stop, and has saved where it was."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class SaveCheckpoints(Checkpoint):
+    """Keep `dirpath/last.ckpt` up to date, every `every_n_steps` optimiser steps and at the end.
+
+    With `keep_every_n_steps` the checkpoints at these steps stay, as step=00001000.ckpt. Checkpoints are taken
+    at the end of a training batch, never at the end of an epoch: only there does resuming repeat and skip nothing.
+    """
+
+    def __init__(self, dirpath: str, every_n_steps: int = 500, keep_every_n_steps: int | None = None) -> None:
+        if every_n_steps < 1 or (keep_every_n_steps is not None and keep_every_n_steps < 1):
+            raise ValueError("every_n_steps and keep_every_n_steps must be at least 1")
+        self.dirpath = Path(dirpath)
+        self.every_n_steps = every_n_steps
+        self.keep_every_n_steps = keep_every_n_steps
+        self.saved_step = -1
+        self.step_before = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.step_before = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self.step_before:
+            return  # gradients are still accumulating
+        if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
+            trainer.save_checkpoint(self.dirpath / f"step={step:08d}.ckpt")
+        if step % self.every_n_steps == 0 or is_last_step(trainer):
+            self.save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step not in (self.saved_step, 0):
+            self.save_last(trainer)  # stopped by a time limit or by another callback
+
+    def save_last(self, trainer: Trainer) -> Path:
+        """Save last.ckpt; every process of the run has to call this at the same step."""
+        path = self.dirpath / "last.ckpt"
+        trainer.save_checkpoint(path)
+        self.saved_step = trainer.global_step
+        return path
+
+
+class SaveOnSignal(Callback):
+    """On SIGTERM or SIGINT: finish the current optimiser step, save last.ckpt, end the run with a message.
+
+    A second signal ends the run at once. The processes of several devices agree on the step by a reduction
+    every `agree_every_n_steps` steps, so that they all save the same one.
+    """
+
+    def __init__(self, agree_every_n_steps: int = 10) -> None:
+        if agree_every_n_steps < 1:
+            raise ValueError(f"agree_every_n_steps must be at least 1, found {agree_every_n_steps}")
+        self.agree_every_n_steps = agree_every_n_steps
+        self.received: int | None = None
+        self.before: dict[int, Any] = {}
+        self.step_before = 0
+        self.process = os.getpid()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.process = os.getpid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.before[number] = signal.signal(number, self.receive)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler: only takes a note."""
+        if os.getpid() != self.process or self.received is not None:
+            signal.signal(number, signal.SIG_DFL)  # a forked data worker, or the second signal
+            os.kill(os.getpid(), number)
+            return
+        self.received = number
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.step_before = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self.step_before or is_last_step(trainer):
+            return
+        number = self.agreed(trainer, step)
+        if not number:
+            return
+        name = signal.Signals(number).name
+        checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, SaveCheckpoints)]
+        if not checkpoints:
+            raise Stopped(f"stopped by {name} after step {step}; nothing saved (no checkpoint callback)", 128 + number)
+        path = checkpoints[0].save_last(trainer)
+        raise Stopped(
+            f"stopped by {name} after step {step}, saved {path}; "
+            f"go on with the same command and run_dir={trainer.default_root_dir} ckpt=last",
+            128 + number,
+        )
+
+    def agreed(self, trainer: Trainer, step: int) -> int:
+        """The signal that any process of the run received, 0 for none."""
+        if trainer.world_size == 1:
+            return self.received or 0
+        if step % self.agree_every_n_steps:
+            return 0
+        received = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(received, reduce_op="max"))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+
+def is_last_step(trainer: Trainer) -> bool:
+    """Whether the run ends with this step because of max_steps or the last batch of max_epochs."""
+    if 0 < trainer.max_steps <= trainer.global_step:
+        return True
+    epochs = trainer.max_epochs
+    return bool(
+        epochs and epochs > 0 and trainer.current_epoch + 1 >= epochs and trainer.fit_loop.epoch_loop._is_training_done
+    )

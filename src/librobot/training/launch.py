@@ -1,0 +1,205 @@
+"""From a composed configuration to a training process: run directory, resolved config.yaml, fresh process.
+
+Every job runs as `python -m librobot.training.worker RUN_DIR/config.yaml`. Lightning starts the processes of
+further devices from that same command, so a sweep never replays its own command line, and no state leaks
+from one job of a sweep to the next. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+
+from librobot.config.compose import write
+from librobot.config.schema import TrainConfig, check_root
+from librobot.errors import LibrobotError
+
+RUNS = Path("outputs/train")
+LAST = Path("checkpoints/last.ckpt")
+
+
+class JobFailed(LibrobotError):
+    """A job of a sweep ended with an error, which it has already printed."""
+
+    exit_code = 1
+
+
+def launch(cfg: DictConfig) -> float | None:
+    """Run one training job to its end, called by Hydra with the composed configuration.
+
+    Returns the metric named by `objective` for Hydra's sweepers, None where none is named. Exits with the
+    worker's exit code when a single job fails; a sweep goes on with its next job and fails at its end.
+    """
+    state = HydraConfig.get()
+    is_sweep = state.mode == RunMode.MULTIRUN
+    check_root(cfg, TrainConfig)
+    job = str(state.job.num) if is_sweep else None
+    with open_dict(cfg):
+        cfg.name = cfg.name or default_name(state.runtime.choices)
+        place(cfg, job, os.path.relpath(state.runtime.output_dir) if is_sweep else None)
+    print(f"run directory: {cfg.run_dir}", flush=True)
+    config = write(cfg, Path(cfg.run_dir) / "config.yaml")
+    code = run_process(worker_command(cfg, config))
+    for note in Path(cfg.run_dir).glob(".failed-*"):
+        note.unlink(missing_ok=True)
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        raise SystemExit(code)  # interrupted: a sweep's later jobs are not wanted either
+    if code != 0 and is_sweep:
+        raise JobFailed(f"job {job} failed with exit code {code} (what went wrong is printed above): {cfg.run_dir}")
+    if code != 0:
+        raise SystemExit(code)
+    return objective(cfg) if cfg.objective else None
+
+
+def default_name(choices: Any) -> str:
+    """A run is called after its experiment, else after its framework."""
+    return str(choices.get("experiment") or choices["framework"]).replace("/", "_")
+
+
+def place(cfg: DictConfig, job: str | None = None, job_dir: str | None = None) -> None:
+    """Settle `run_dir` and `ckpt`.
+
+    run_dir: as given (the jobs of a sweep in numbered folders below it), else outputs/train/<date>/<time>_<name>,
+    and outputs/multirun/<date>/<time>/<job> for a sweep.
+    ckpt=last: the last checkpoint in `run_dir` where that is given, else that of the newest run below
+    outputs/train with the same `name`, which then goes on in its own directory.
+    """
+    given = cfg.run_dir
+    if job is not None:
+        cfg.run_dir = str(Path(given) / job) if given else job_dir
+    elif given is None and cfg.ckpt == "last":
+        cfg.run_dir = str(newest_run(cfg.name))
+    elif given is None:
+        cfg.run_dir = str(new_run_dir(cfg.name))
+    last = Path(cfg.run_dir) / LAST
+    if cfg.ckpt == "last":
+        if not last.exists():
+            raise LibrobotError(f"ckpt=last: expected {last}, which does not exist; leave ckpt out to start anew")
+        cfg.ckpt = str(last)
+    elif cfg.ckpt is not None:
+        cfg.ckpt = str(checkpoint_of(Path(cfg.ckpt)))
+    elif last.exists():
+        raise LibrobotError(
+            f"run_dir={cfg.run_dir} already holds a run ({last}); go on with it by ckpt=last, "
+            f"name another run_dir, or remove it"
+        )
+
+
+def checkpoint_of(path: Path) -> Path:
+    """`path` itself, or the last checkpoint of the run directory that it names."""
+    found = path / LAST if (path / LAST).exists() else path
+    if not found.exists() or (found / "config.yaml").exists():
+        raise LibrobotError(f"ckpt={path}: expected a checkpoint, or a run directory that holds {LAST}; found none")
+    return found
+
+
+def newest_run(name: str) -> Path:
+    """The run below outputs/train called `name` whose last checkpoint is the youngest."""
+    runs = {path.parent.parent: path.stat().st_mtime for path in RUNS.glob(f"*/*/{LAST}")}
+    same = [run for run in runs if run.name.partition("_")[2] == name]
+    if same:
+        return max(same, key=lambda run: runs[run])
+    others = ", ".join(str(run) for run in sorted(runs, key=lambda run: -runs[run])[:5])
+    raise LibrobotError(
+        f"ckpt=last: no run called {name!r} below {RUNS} has a checkpoint (a run is called after its experiment or "
+        f"framework, or name=...); runs with a checkpoint: {others or 'none'}; name one with run_dir=DIR or ckpt=PATH"
+    )
+
+
+def new_run_dir(name: str) -> Path:
+    """outputs/train/<date>/<time>_<name>, numbered where another run started in the same second."""
+    now = datetime.now()
+    folder = RUNS / f"{now:%Y-%m-%d}"
+    stems = (f"{now:%H-%M-%S}" + (f"-{number}" if number else "") for number in range(1000))
+    for stem in stems:
+        try:
+            (folder / f"{stem}_{name}").mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder / f"{stem}_{name}"
+    raise LibrobotError(f"{folder}: found no free name for a run called {name!r}")
+
+
+def worker_command(cfg: DictConfig, config: Path) -> list[str]:
+    """The command of the training process; inside a Slurm allocation `trainer=slurm` starts it by srun."""
+    command = [sys.executable, "-m", "librobot.training.worker", str(config)]
+    plugins = cfg.trainer.get("plugins") or []
+    if not any("SLURMEnvironment" in str(plugin.get("_target_")) for plugin in plugins):
+        return command
+    if "SLURM_JOB_ID" not in os.environ:
+        raise LibrobotError(
+            "trainer=slurm: expected to run inside a Slurm job (sbatch or salloc), found no SLURM_JOB_ID; "
+            "on a plain machine take trainer=ddp"
+        )
+    if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        raise LibrobotError("trainer=slurm: run librobot-train itself without srun; it starts its processes by srun")
+    nodes, devices = str(cfg.trainer.num_nodes), str(cfg.trainer.devices)
+    return ["srun", f"--nodes={nodes}", f"--ntasks-per-node={devices}", *command]
+
+
+def run_process(command: list[str]) -> int:
+    """Run `command` in its own session; SIGINT, SIGTERM and SIGHUP go on to it. Returns a shell's exit code."""
+    process = subprocess.Popen(command, start_new_session=True)
+    with forwarding(process):
+        code = process.wait()
+    if code != 0:
+        end_group(process.pid)
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        print(f"the training process was ended by {name}{hint}", file=sys.stderr)
+        return 128 - code
+    return code
+
+
+def end_group(group: int, patience: float = 10.0) -> None:
+    """End what a failed training process left behind: processes of other devices, data workers."""
+    deadline = time.monotonic() + patience
+    number = int(signal.SIGTERM)
+    with suppress(ProcessLookupError, PermissionError):
+        while True:
+            os.killpg(group, number)
+            time.sleep(0.05)
+            number = signal.SIGKILL if time.monotonic() > deadline else 0  # 0 only asks who is there
+
+
+@contextmanager
+def forwarding(process: subprocess.Popen) -> Iterator[None]:
+    """Pass signals on to `process` for as long as the context lasts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python only lets the main thread handle signals
+        return
+    translated = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
+
+    def forward(number: int, frame: Any) -> None:
+        if process.poll() is None:
+            process.send_signal(translated[signal.Signals(number)])
+
+    before = {number: signal.signal(number, forward) for number in translated}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def objective(cfg: DictConfig) -> float:
+    """The metric that a sweeper optimises, from the run's metrics.json."""
+    metrics = json.loads((Path(cfg.run_dir) / "metrics.json").read_text())
+    if cfg.objective not in metrics:
+        raise LibrobotError(f"objective={cfg.objective}: the run logged no such metric; it logged {sorted(metrics)}")
+    return float(metrics[cfg.objective])

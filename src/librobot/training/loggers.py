@@ -1,0 +1,149 @@
+"""Where metrics go: a CSV file that survives resuming, and W&B without an account."""
+
+from __future__ import annotations
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.loggers import Logger
+
+from librobot.errors import require
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+
+class CSVLogger(Logger):
+    """Writes `save_dir`/metrics.csv (one row per logged step) and hparams.yaml.
+
+    A resumed run goes on in the same file: rows from after the checkpoint's step are dropped, so that the
+    file reads as if the run had never stopped.
+    """
+
+    def __init__(self, save_dir: str, flush_every_n_rows: int = 100) -> None:
+        super().__init__()
+        if flush_every_n_rows < 1:
+            raise ValueError(f"flush_every_n_rows must be at least 1, found {flush_every_n_rows}")
+        self.path = Path(save_dir) / "metrics.csv"
+        self.flush_every_n_rows = flush_every_n_rows
+        self.columns = ["step"]
+        self.rows: dict[int, dict[str, Any]] = {}  # not yet in the file, by step
+        self.begun = False
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        plain = vars(params) if isinstance(params, Namespace) else params
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        (self.path.parent / "hparams.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        number = int(step or 0)
+        if not self.begun:
+            self._begin(number)
+        self.rows.setdefault(number, {"step": number}).update(metrics)
+        if len(self.rows) > self.flush_every_n_rows:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Append what is not yet in the file; a new column rewrites it."""
+        if not self.rows:
+            return
+        new = sorted({key for row in self.rows.values() for key in row} - set(self.columns))
+        if new or not self.path.is_file():
+            self._rewrite([*self._read(), *self.rows.values()], [*self.columns, *new])
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerows(self.rows.values())
+        self.rows = {}
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    def _begin(self, first_step: int) -> None:
+        """Take over the rows of an earlier part of this run up to `first_step`."""
+        self.begun = True
+        earlier = self._read()
+        if earlier:
+            self.columns = list(earlier[0])
+            self._rewrite([row for row in earlier if int(row["step"]) < first_step], self.columns)
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
+        self.columns = columns
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.tmp")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(self.path)
+
+
+def wandb_logger(
+    save_dir: str,
+    project: str = "librobot",
+    name: str | None = None,
+    entity: str | None = None,
+    group: str | None = None,
+    tags: list[str] | None = None,
+    offline: bool | None = None,
+) -> WandbLogger:
+    """Lightning's W&B logger. `offline=null` means: online where an API key is configured, offline otherwise.
+
+    A resumed run goes on in the same W&B run, whose id is kept in `save_dir`/wandb_id.
+    """
+    wandb = require("wandb", "wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    folder = Path(save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if offline is None:
+        offline = os.environ.get("WANDB_MODE") == "offline" or wandb.api.api_key is None
+        if offline:
+            rank_zero_info(
+                f"W&B: no API key is configured, so the run is kept in {folder / 'wandb'} "
+                f"(send it later with `wandb sync`); log in with `wandb login`"
+            )
+    note = folder / "wandb_id"
+    if not note.exists():
+        note.write_text(wandb.util.generate_id())
+    return WandbLogger(
+        save_dir=save_dir,
+        project=project,
+        name=name,
+        entity=entity,
+        group=group,
+        tags=tags,
+        offline=offline,
+        id=note.read_text().strip(),
+        resume="allow",
+    )
+
+
+def tensorboard_logger(save_dir: str) -> TensorBoardLogger:
+    """Lightning's TensorBoard logger, writing into `save_dir` itself; a resumed run adds a file there."""
+    require("tensorboard", "all")
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(save_dir=save_dir, name="", version="", default_hp_metric=False)

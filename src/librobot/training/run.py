@@ -1,0 +1,70 @@
+"""One training run, in this process: data, policy, trainer, fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer, seed_everything
+from omegaconf import DictConfig
+
+from librobot.config.build import build_datamodule, build_framework, build_spec, build_trainer
+from librobot.config.check import check
+from librobot.config.compose import resolve
+from librobot.training.checkpoints import check_checkpoint
+
+
+def run(cfg: DictConfig) -> dict[str, float]:
+    """Train what `cfg` (resolved, with `run_dir`) describes; return the final metrics.
+
+    With `ckpt` the run goes on exactly where that checkpoint was taken: weights, statistics, optimiser,
+    schedule, random numbers and the place in the data. Raises LibrobotError before anything is trained
+    where the configuration, the dataset or the checkpoint do not fit each other.
+    """
+    check(cfg)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule = build_datamodule(cfg)
+    source = datamodule.source
+    framework = build_framework(cfg, build_spec(cfg, source))
+    datamodule.configure(
+        horizon=framework.horizon, obs_steps=framework.obs_steps, processor=framework.processor
+    )
+    if cfg.ckpt:
+        check_checkpoint(Path(cfg.ckpt), framework)
+    else:
+        framework.normalizer.fit(datamodule.statistics)
+    plain = resolve(cfg)
+    framework.attach_run(config=plain, provenance=source.provenance)
+    trainer = build_trainer(cfg)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(plain)
+    trainer.fit(framework, datamodule=datamodule, ckpt_path=cfg.ckpt, weights_only=True if cfg.ckpt else None)
+    metrics = final_metrics(trainer)
+    if trainer.is_global_zero:
+        report(Path(cfg.run_dir), metrics)
+    return metrics
+
+
+def final_metrics(trainer: Trainer) -> dict[str, float]:
+    """The last value of everything that was logged, and the number of optimiser steps."""
+    values: dict[str, Any] = {**trainer.callback_metrics, "step": trainer.global_step}
+    return {
+        name: float(value.item() if isinstance(value, torch.Tensor) else value)
+        for name, value in sorted(values.items())
+    }
+
+
+def report(run_dir: Path, metrics: dict[str, float]) -> None:
+    """Write metrics.json and say where everything is."""
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    target = run_dir / "metrics.json"
+    partial = target.with_name(f".{target.name}.tmp")
+    partial.write_text(json.dumps(finite, indent=2))
+    partial.replace(target)
+    last = run_dir / "checkpoints" / "last.ckpt"
+    print(f"run directory: {run_dir}")
+    print(f"last checkpoint: {last if last.exists() else 'none (callbacks without checkpoints)'}")
+    print("final metrics: " + ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()), flush=True)

@@ -1,0 +1,67 @@
+"""The training process: `python -m librobot.training.worker RUN_DIR/config.yaml`.
+
+Lightning starts one such process for each further device; a message that several of them have to give is
+printed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from librobot.config.compose import read
+from librobot.errors import LibrobotError
+
+DEBUG = "LIBROBOT_DEBUG"  # set by --debug; inherited by every process of a run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the job; return 0, 2 for bad input, 1 for another failure, 128 + signal when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 1:
+        print("usage: python -m librobot.training.worker RUN_DIR/config.yaml", file=sys.stderr)
+        return 2
+    config = Path(arguments[0])
+    if is_first():
+        for note in config.parent.glob(".failed-*"):
+            note.unlink()
+    try:
+        cfg = read(config)
+        from librobot.training.run import run
+
+        run(cfg)
+    except KeyboardInterrupt:
+        return 130
+    except LibrobotError as error:
+        say_once(config.parent, str(error), traceback.format_exc() if DEBUG in os.environ else "")
+        return getattr(error, "exit_code", 2)
+    except Exception as error:
+        say_once(config.parent, f"{type(error).__name__}: {error}", traceback.format_exc())
+        return 1
+    return 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that the launcher started, not one that Lightning added."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
+
+
+def say_once(folder: Path, message: str, trace: str) -> None:
+    """Print `message` unless another process of the run already has."""
+    note = folder / f".failed-{hashlib.sha256(message.encode()).hexdigest()[:16]}"
+    try:
+        note.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    except OSError:
+        pass  # a folder that cannot be written to: better twice than not at all
+    if trace:
+        print(trace, file=sys.stderr, end="")
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""A real, small vision-language model that starts from random weights and trains on a CPU.
+
+Layout as in PaliGemma: each camera's visual tokens, then the prompt's bytes, one causal language model over
+all of them, whose prefix attends in both directions by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from librobot.errors import LibrobotError
+from librobot.nn.attention import Angles, Attention, GatedMLP, block_mask, with_self
+from librobot.nn.positions import age_embedding, rotary_angles
+from librobot.nn.text import NUM_BYTE_TOKENS, ByteEncoder, ByteTokenizer
+from librobot.nn.vision import KeypointTower, Tower
+from librobot.types import Observation
+from librobot.vlms.base import VLM, Context, Geometry
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: RMSNorm, grouped-query attention, SwiGLU (as in Llama)."""
+
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention = Attention(width, num_heads, num_kv_heads, width // num_heads)
+        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp = GatedMLP(width, mlp_width)
+
+    def forward(
+        self, x: Float[Tensor, "b l d"], angles: Angles, mask: Bool[Tensor, "b l l"]
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b h l e"], Float[Tensor, "b h l e"]]:
+        """The block's output, and the keys and values that it attended to."""
+        keys, values = self.keys_values(x, angles)
+        x = x + self.attention(self.attention_norm(x), angles, keys, values, mask)
+        return x + self.mlp(self.mlp_norm(x)), keys, values
+
+    def keys_values(
+        self, x: Float[Tensor, "b l d"], angles: Angles
+    ) -> tuple[Float[Tensor, "b h l e"], Float[Tensor, "b h l e"]]:
+        return self.attention.keys_values(self.attention_norm(x), angles)
+
+
+class TinyVLM(VLM):
+    """Vision tower, byte tokenizer and language model (the `vlm=tiny` option).
+
+    `tower` is a factory `tower(width=...)` (see `librobot.nn.vision`); pictures of any size are resized to
+    `image_size` on the device. `prefix_attention` is `bidirectional` (pi0, PaliGemma) or `causal`.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int = 128,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        num_kv_heads: int = 2,
+        mlp_width: int = 256,
+        rope_theta: float = 10_000.0,
+        image_size: int = 64,
+        max_prompt_tokens: int = 96,
+        max_cameras: int = 8,
+        prefix_attention: Literal["bidirectional", "causal"] = "bidirectional",
+        tower: Callable[..., Tower] = KeypointTower,
+    ) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_heads, found {hidden_size} and {num_heads}"
+            )
+        if prefix_attention not in ("bidirectional", "causal"):
+            raise ValueError(f"prefix_attention is bidirectional or causal, found {prefix_attention!r}")
+        self.hidden_size = hidden_size
+        self.geometry = Geometry(num_layers, num_heads, num_kv_heads, hidden_size // num_heads, rope_theta)
+        self.processor = ByteTokenizer(max_tokens=max_prompt_tokens)
+        self.image_size = image_size
+        self.causal = prefix_attention == "causal"
+        self.tower = tower(width=hidden_size)
+        text_width = self.tower.text_width
+        self.sentence = ByteEncoder(text_width) if text_width else None
+        self.camera_embedding = nn.Embedding(max_cameras, hidden_size)
+        self.token_embedding = nn.Embedding(NUM_BYTE_TOKENS, hidden_size)
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, num_heads, num_kv_heads, mlp_width) for _ in range(num_layers)
+        )
+        self.final_norm = nn.RMSNorm(hidden_size, eps=1e-6)
+        for embedding in (self.camera_embedding, self.token_embedding):
+            nn.init.normal_(embedding.weight, std=0.5)
+
+    def forward(self, observation: Observation, *, layers: Sequence[int] = (-1,)) -> Context:
+        x, mask = self.embed(observation)
+        positions = mask.cumsum(dim=1) - 1
+        blocks = torch.arange(x.shape[1], device=x.device) if self.causal else torch.zeros_like(positions[0])
+        blocks = blocks.expand_as(positions)
+        visible = with_self(block_mask(blocks, blocks, mask))
+        angles = rotary_angles(positions, self.geometry.head_dim, self.geometry.rope_theta)
+
+        wanted = self._indices(layers)
+        states: dict[int, Tensor] = {0: x}
+        cache = []
+        for index, block in enumerate(self.blocks, start=1):
+            if index == len(self.blocks) and index not in wanted:
+                assert isinstance(block, Block)
+                cache.append(block.keys_values(x, angles))
+                break
+            x, keys, values = block(x, angles, visible)
+            cache.append((keys, values))
+            states[index] = x
+        if len(self.blocks) in wanted:
+            states[len(self.blocks)] = x = self.final_norm(x)
+
+        hidden = tuple(states[index] for index in wanted)
+        return Context(
+            hidden=hidden[-1] if hidden else x,
+            layers=hidden,
+            keys=tuple(keys for keys, _ in cache),
+            values=tuple(values for _, values in cache),
+            mask=mask,
+            next_position=mask.sum(dim=1),
+        )
+
+    def embed(self, observation: Observation) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:
+        """The prefix before the first block: visual tokens by camera, then the prompt; and which are real."""
+        if observation.inputs is None:
+            raise LibrobotError("TinyVLM needs observation.inputs: what its processor made of the prompts")
+        tokens, token_mask = observation.inputs["tokens"], observation.inputs["token_mask"]
+        text = self.token_embedding(tokens)
+        if not observation.images:
+            return text, token_mask
+        visual, visual_mask = self._embed_images(observation)
+        return torch.cat((visual, text), dim=1), torch.cat((visual_mask, token_mask), dim=1)
+
+    def logits(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l v"]:
+        """Next-byte logits of normed hidden states; the output weights are the embedding's (tied)."""
+        return functional.linear(hidden, self.token_embedding.weight)
+
+    def unused_parameters(self, layers: Sequence[int]) -> list[nn.Parameter]:
+        if len(self.blocks) in self._indices(layers):
+            return []
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        parts = (last.attention.q_proj, last.attention.o_proj, last.mlp_norm, last.mlp, self.final_norm)
+        return [parameter for part in parts for parameter in part.parameters()]
+
+    def _embed_images(self, observation: Observation) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:
+        names = list(observation.images)
+        if len(names) > self.camera_embedding.num_embeddings:
+            raise LibrobotError(
+                f"vlm=tiny has embeddings for {self.camera_embedding.num_embeddings} cameras, found "
+                f"{len(names)}: {', '.join(names)}; raise vlm.max_cameras"
+            )
+        pixels = torch.stack([self._resize(image) for image in observation.images.values()], dim=1)
+        b, n, t = pixels.shape[:3]
+        sentence = None
+        if self.sentence is not None:
+            assert observation.inputs is not None
+            pooled = self.sentence(observation.inputs["tokens"], observation.inputs["token_mask"])
+            sentence = repeat(pooled, "b e -> (b n t) e", n=n, t=t)
+        tokens = self.tower(rearrange(pixels, "b n t c h w -> (b n t) c h w"), sentence)
+        tokens = rearrange(tokens, "(b n t) v d -> b n t v d", b=b, n=n, t=t)
+        tokens = tokens + self.camera_embedding.weight[:n, None, None]
+        tokens = tokens + age_embedding(t, self.hidden_size).to(tokens)[:, None]
+        present = torch.stack([observation.image_mask[name] for name in names], dim=1)
+        mask = repeat(present, "b n -> b (n t v)", t=t, v=tokens.shape[3])
+        return rearrange(tokens, "b n t v d -> b (n t v) d"), mask
+
+    def _resize(self, image: Tensor) -> Float[Tensor, "b t c h w"]:
+        """uint8 of any size to [-1, 1] at the model's size."""
+        b, size = image.shape[0], (self.image_size, self.image_size)
+        pixels = rearrange(image, "b t c h w -> (b t) c h w").to(self.token_embedding.weight.dtype)
+        if pixels.shape[-2:] != size:
+            pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+        return rearrange(pixels / 127.5 - 1.0, "(b t) c h w -> b t c h w", b=b)
+
+    def _indices(self, layers: Sequence[int]) -> list[int]:
+        """Layer numbers from 0 (embedded input) to the number of blocks; negative ones count from the end."""
+        count = len(self.blocks) + 1
+        for layer in layers:
+            if not -count <= layer < count:
+                raise ValueError(f"vlm=tiny has hidden states 0 to {count - 1} (or negative), found {layer}")
+        return [layer % count for layer in layers]

@@ -1,0 +1,105 @@
+"""What every backbone must hold."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import tiny_models
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from librobot.errors import LibrobotError
+
+
+@pytest.fixture(params=tiny_models.options("vlm"))
+def vlm(request):
+    torch.manual_seed(0)
+    node = OmegaConf.create(tiny_models.node("vlm", request.param))
+    return instantiate(node, _convert_="all").eval()
+
+
+def observation_for(vlm, size: int = 4, **changes):
+    observation = replace(tiny_models.batch(size).observation, **changes)
+    return replace(observation, inputs=vlm.processor(observation.prompt))
+
+
+def padded(inputs: dict[str, torch.Tensor], by: int) -> dict[str, torch.Tensor]:
+    """The same prompts with longer padding: what comes of a neighbour with a longer prompt."""
+    tokens, mask = inputs["tokens"], inputs["token_mask"]
+    fill = torch.full((len(tokens), by), 7)
+    return {
+        "tokens": torch.cat((tokens, fill), dim=1),
+        "token_mask": torch.cat((mask, torch.zeros_like(fill, dtype=torch.bool)), dim=1),
+    }
+
+
+@torch.inference_mode()
+def test_context_fits_the_geometry(vlm):
+    context = vlm(observation_for(vlm), layers=(0, -1))
+    shape = vlm.geometry
+    b, length = context.mask.shape
+    assert len(context.keys) == len(context.values) == shape.num_layers == len(vlm.blocks)
+    assert context.keys[0].shape == (b, shape.num_kv_heads, length, shape.head_dim)
+    assert context.hidden.shape == (b, length, vlm.hidden_size)
+    assert context.hidden is context.layers[-1]
+    assert torch.equal(context.next_position, context.mask.sum(1))
+
+
+@torch.inference_mode()
+def test_the_cache_does_not_depend_on_the_layers_asked_for(vlm):
+    observation = observation_for(vlm)
+    full, cache_only = vlm(observation), vlm(observation, layers=())
+    for one, other in zip(full.keys + full.values, cache_only.keys + cache_only.values, strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.inference_mode()
+def test_longer_padding_changes_nothing(vlm):
+    observation = observation_for(vlm)
+    context = vlm(observation)
+    longer = vlm(replace(observation, inputs=padded(observation.inputs, by=9)))
+    real = context.mask
+    assert torch.equal(longer.next_position, context.next_position)
+    assert not longer.mask[:, real.shape[1] :].any()
+    short = slice(0, real.shape[1])
+    torch.testing.assert_close(longer.hidden[:, short][real], context.hidden[real], atol=1e-5, rtol=1e-4)
+    for one, other in zip(longer.keys, context.keys, strict=True):
+        torch.testing.assert_close(
+            one[:, :, short].transpose(1, 2)[real], other.transpose(1, 2)[real], atol=1e-5, rtol=1e-4
+        )
+
+
+@torch.inference_mode()
+def test_an_absent_camera_moves_nothing_but_itself(vlm):
+    """Its pixels count for nothing, and later tokens take its positions."""
+    observation = observation_for(vlm)
+    absent = dict(observation.image_mask) | {"front": torch.zeros(4, dtype=torch.bool)}
+    noise = dict(observation.images) | {"front": 255 - observation.images["front"]}
+    one = vlm(replace(observation, image_mask=absent))
+    other = vlm(replace(observation, image_mask=absent, images=noise))
+    assert torch.equal(one.hidden[one.mask], other.hidden[other.mask])
+    assert (one.next_position < vlm(observation).next_position).all()
+    assert one.hidden.isfinite().all()
+
+
+def test_unused_parameters_are_those_without_a_gradient(vlm):
+    for layers in ((), (-1,)):
+        vlm.zero_grad()
+        context = vlm(observation_for(vlm), layers=layers)
+        outputs = context.layers or context.keys + context.values
+        sum(x[..., 0].square().sum() for x in outputs).backward()
+        without = {n for n, p in vlm.named_parameters() if p.grad is None}
+        unused = {id(p) for p in vlm.unused_parameters(layers)}
+        assert without == {n for n, p in vlm.named_parameters() if id(p) in unused}
+
+
+def test_processor_is_picklable_and_refuses_what_is_too_long(vlm):
+    processor = pickle.loads(pickle.dumps(vlm.processor))
+    made = processor(tiny_models.PROMPTS)
+    again = vlm.processor(tiny_models.PROMPTS)
+    assert made.keys() == again.keys()
+    assert all(torch.equal(made[key], again[key]) for key in made)
+    assert all(len(value) == len(tiny_models.PROMPTS) for value in made.values())
+    with pytest.raises(LibrobotError, match="prompt"):
+        processor(["a" * 10_000])

@@ -1,0 +1,150 @@
+"""Every framework, head and backbone of the configuration, shrunk to sizes that a test can afford.
+
+The options come from the files in conf/, so a new one is tested without any change here, as long as it uses the
+usual names for its sizes.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from librobot.config.build import build_framework
+from librobot.frameworks.base import Framework
+from librobot.types import Batch, Camera, Dim, Observation, RobotSpec
+
+CONF = Path(__file__).parents[1] / "conf"
+HORIZON = 6
+
+# The first pattern that fits an option's name gives its value; options that the node lacks are not added.
+SMALL = {
+    "horizon": HORIZON,
+    "width": 32,
+    "hidden_size": 32,
+    "expert_width": 16,
+    "tower_width": 16,
+    "text_width": 16,
+    "mlp_width": 48,
+    "feedforward_width": 48,
+    "channels": 16,
+    "num_keypoints": 8,
+    "image_size": 32,
+    "num_blocks": 1,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "num_*layers": 2,
+    "latent_dim": 4,
+    "num_train_steps": 20,
+    "steps": 4,
+    "max_state_dim": 8,
+    "max_action_dim": 8,
+}
+
+SPEC = RobotSpec(
+    name="test",
+    cameras=(Camera("wrist", 24, 32), Camera("front", 32, 32)),
+    state=tuple(Dim(f"s{i}") for i in range(5)),
+    action=tuple(Dim(f"a{i}") for i in range(3)),
+    control_hz=10.0,
+)
+
+PROMPTS = ["reach the red cube", "open", "put the blue cube on the disc", "press the button"]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def natural_head(framework: str) -> str:
+    """The head that the framework's YAML names."""
+    defaults = OmegaConf.load(CONF / "framework" / f"{framework}.yaml").defaults
+    return next(value for item in defaults if isinstance(item, DictConfig) for value in item.values())
+
+
+def shrink(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    small = {}
+    for key, value in node.items():
+        fitting = [new for pattern, new in SMALL.items() if fnmatch.fnmatch(key, pattern)]
+        small[key] = fitting[0] if fitting and not isinstance(value, dict) else shrink(value)
+    return small
+
+
+def node(group: str, option: str, **changes: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
+    plain.pop("defaults", None)
+    return shrink(plain) | changes
+
+
+def config(framework: str, head: str | None = None, vlm: str = "tiny", **changes: Any) -> dict[str, Any]:
+    return {
+        "framework": node("framework", framework, **changes),
+        "head": node("head", head or natural_head(framework)),
+        "vlm": node("vlm", vlm),
+        "optim": {"_target_": "librobot.training.optimizers.adamw", "_partial_": True, "lr": 1e-3},
+        "scheduler": {"_target_": "librobot.training.schedules.constant", "_partial_": True},
+    }
+
+
+def statistics(spec: RobotSpec = SPEC) -> dict[str, dict[str, np.ndarray]]:
+    """Different for every dimension, so that mixing them up shows."""
+    made = {}
+    for key, dim in (("state", spec.state_dim), ("action", spec.action_dim)):
+        mean, std = np.arange(dim) * 0.5, 1.0 + np.arange(dim)
+        made[key] = {
+            "mean": mean,
+            "std": std,
+            "min": mean - 2 * std,
+            "max": mean + 2 * std,
+            "q01": mean - std,
+            "q99": mean + std,
+        }
+    return made
+
+
+def build(
+    framework: str, head: str | None = None, vlm: str = "tiny", *, seed: int = 0, **changes: Any
+) -> Framework:
+    """A fitted framework with its configuration attached, as a run would make it."""
+    torch.manual_seed(seed)
+    plain = config(framework, head, vlm, **changes)
+    built = build_framework(OmegaConf.create(plain), SPEC)
+    built.normalizer.fit(statistics())
+    built.attach_run(config=plain, provenance={"root": "test", "renderer": "test-renderer"})
+    return built
+
+
+def batch(size: int = 4, *, seed: int = 0, obs_steps: int = 1, horizon: int = HORIZON) -> Batch:
+    """Random pictures and numbers; the last sample's last two steps lie past its episode's end."""
+    draw = torch.Generator().manual_seed(seed)
+    images = {
+        camera.name: torch.randint(
+            0, 256, (size, obs_steps, 3, camera.height, camera.width), generator=draw, dtype=torch.uint8
+        )
+        for camera in SPEC.cameras
+    }
+    mask = torch.ones(size, horizon, dtype=torch.bool)
+    mask[-1, -2:] = False
+    return Batch(
+        observation=Observation(
+            images=images,
+            image_mask={name: torch.ones(size, dtype=torch.bool) for name in images},
+            state=torch.randn(size, obs_steps, SPEC.state_dim, generator=draw),
+            prompt=(PROMPTS * size)[:size],
+        ),
+        actions=torch.randn(size, horizon, SPEC.action_dim, generator=draw),
+        action_mask=mask,
+        embodiment=torch.zeros(size, dtype=torch.long),
+    )
+
+
+def fixed_loss(framework: Framework, data: Batch, seed: int = 0) -> torch.Tensor:
+    """The loss with all of its random numbers fixed."""
+    torch.manual_seed(seed)
+    return framework.compute_loss(data)[0]
