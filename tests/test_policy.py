@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 
+import tiny_models
 from librobot.errors import LibrobotError
 from librobot.policy import Policy, read_checkpoint
 

@@ -1,7 +1,7 @@
 """Every framework, head and backbone of the configuration, shrunk to sizes that a test can afford.
 
-The options come from the files in conf/, so a new one is tested without any change here, as long as it uses the
-usual names for its sizes.
+The options come from the files in conf/, so a new one is tested without any change here, as long as it uses
+the usual names for its sizes.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import lightning
 import pytest
-import tiny_models
 import torch
 from torch.utils.data import DataLoader
 
+import tiny_models
 from librobot.policy import Policy
 from librobot.types import Batch, Observation
 

@@ -1,10 +1,11 @@
 """What every action head must hold, and what it must draw from a denoiser that knows the answer."""
 
 import pytest
-import tiny_models
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+
+import tiny_models
 
 HEADS = tiny_models.options("head")
 

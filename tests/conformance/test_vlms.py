@@ -4,11 +4,11 @@ import pickle
 from dataclasses import replace
 
 import pytest
-import tiny_models
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+import tiny_models
 from librobot.errors import LibrobotError
 
 

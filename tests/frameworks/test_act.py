@@ -1,9 +1,9 @@
 """ACT beyond what every framework must hold."""
 
 import pytest
-import tiny_models
 import torch
 
+import tiny_models
 from librobot.errors import LibrobotError
 
 

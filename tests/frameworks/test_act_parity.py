@@ -1,8 +1,9 @@
 """ACT's numbers beside lerobot's, with the same weights and the same inputs."""
 
 import pytest
-import tiny_models
 import torch
+
+import tiny_models
 
 pytest.importorskip("lerobot")
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import lightning
 import numpy as np
 import pytest
-import tiny_models
 import torch
 from torch.utils.data import DataLoader
 
+import tiny_models
 from librobot.errors import LibrobotError
 from librobot.frameworks.checkpoint import plain
 from librobot.frameworks.randomness import step_seed

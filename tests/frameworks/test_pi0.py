@@ -1,9 +1,9 @@
 """pi0 beyond what every framework must hold: blocks, cache, padding."""
 
 import pytest
-import tiny_models
 import torch
 
+import tiny_models
 from librobot.errors import LibrobotError
 from librobot.nn.attention import block_mask, with_self
 from librobot.nn.positions import apply_rotary, rotary_angles

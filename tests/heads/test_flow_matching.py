@@ -42,7 +42,7 @@ def test_a_gaussian_is_transported():
         slope = (t - (1 - t) * std**2) / var
         return -mean + slope * (x - (1 - t) * mean)
 
-    noise = torch.randn(16, 2, 2, dtype=torch.float64)
+    noise = torch.randn(16, 2, 2)
     drawn = FlowMatching().sample(velocity, None, (16, 2, 2), noise=noise, steps=2000)
     torch.testing.assert_close(drawn, mean + std * noise, atol=5e-3, rtol=0)
 

@@ -110,19 +110,27 @@ def test_towers_take_any_size(size):
     assert patches.shape == (2, math.ceil(size[0] / 16) * math.ceil(size[1] / 16), 24)
 
 
+class First(torch.nn.Module):
+    """Passes the features on, whatever the instruction."""
+
+    def forward(self, features, sentence):
+        return features
+
+
 def test_keypoints_follow_what_they_track():
     """A hand-made detector of red finds a red square wherever it is."""
     torch.manual_seed(0)
     tower = KeypointTower(8, channels=16, num_blocks=0, num_keypoints=1, keypoints_per_token=1)
-    tower.stem = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.ReLU())
+    tower.stem, tower.stem_film = torch.nn.AvgPool2d(4), First()
     tower.keypoints = torch.nn.Conv2d(3, 1, 1, bias=False)
     with torch.no_grad():
         tower.keypoints.weight[:] = torch.tensor([20.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
     for y, x in ((8, 40), (48, 4)):
         pixels = torch.zeros(1, 3, 64, 64)
         pixels[:, 0, y : y + 8, x : x + 8] = 1.0
-        heatmaps, _ = tower.heatmaps(pixels, torch.zeros(1, 64))
-        assert heatmaps.sum() == pytest.approx(1.0, abs=1e-4)
+        with torch.no_grad():
+            heatmaps, _ = tower.heatmaps(pixels, torch.zeros(1, 64))
+        assert heatmaps.sum().item() == pytest.approx(1.0, abs=1e-4)
         grid = torch.linspace(-1, 1, 16)
         found = ((heatmaps.sum(3) @ grid).item(), (heatmaps.sum(2) @ grid).item())
         expected = ((y / 4 + 0.5) / 7.5 - 1, (x / 4 + 0.5) / 7.5 - 1)

@@ -58,6 +58,6 @@ def print_rows(title: str, rows: list[Row], path: Path, console: Console | None 
     for row in rows:
         goal = "" if row.goal is None else f"at most {row.goal:g}: {'yes' if row.ratio <= row.goal else 'no'}"
         ours, peer = (f"{value:.4g} {row.unit}" for value in (row.ours, row.peer))
-        table.add_row(row.name, ours, f"{peer} ({row.peer_name})", f"{row.ratio:.3f}", goal)
+        table.add_row(f"{row.name}; peer: {row.peer_name}", ours, peer, f"{row.ratio:.3f}", goal)
     console.print(table)
     console.print(f"written to {path}", soft_wrap=True, highlight=False)

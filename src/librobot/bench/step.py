@@ -32,19 +32,21 @@ from librobot.types import Batch, Camera, Dim, Observation, RobotSpec
 GOAL = 1.05
 OUTPUT = Path("outputs/bench/step.json")
 FRAMEWORKS = ("act", "pi0")
+HORIZON = 10
 # A policy of the size that trains on a CPU in minutes.
+SMALL = [f"framework.horizon={HORIZON}", "vlm=tiny", "vlm.hidden_size=64", "vlm.mlp_width=128"]
 MODELS = {
     "act": [
         "framework=act",
-        "framework.horizon=16",
-        "framework.width=128",
+        *SMALL,
+        "framework.width=96",
         "framework.num_heads=4",
         "framework.feedforward_width=256",
-        "framework.num_encoder_layers=2",
+        "framework.num_encoder_layers=1",
         "framework.num_decoder_layers=2",
-        "framework.num_vae_layers=2",
+        "framework.num_vae_layers=1",
     ],
-    "pi0": ["framework=pi0", "framework.horizon=16"],
+    "pi0": ["framework=pi0", *SMALL],
 }
 SPEC = RobotSpec(
     name="bench",
@@ -83,7 +85,7 @@ def main(options: Sequence[str]) -> list[Row]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser("librobot-bench step", description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
+    made = argparse.ArgumentParser("librobot-bench step", description=__doc__.partition("\n")[0])
     made.add_argument("--framework", nargs="+", default=list(FRAMEWORKS), choices=FRAMEWORKS)
     made.add_argument("--batch-size", type=int, default=64)
     made.add_argument("--steps", type=int, default=40, help="measured steps in a round")
@@ -99,18 +101,16 @@ def parser() -> argparse.ArgumentParser:
 def measure(name: str, arguments: argparse.Namespace) -> Row:
     """Step times of one framework, in milliseconds."""
     steps = arguments.warmup + arguments.steps
-    batches = make_batches(arguments.batch_size, horizon=16, count=8)
+    batches = make_batches(arguments.batch_size, horizon=HORIZON, count=8)
     ours, bare = [], []
     for number in range(arguments.rounds):
         with tempfile.TemporaryDirectory(prefix="librobot-bench-") as folder:
             cfg = configuration(name, folder, steps, arguments.overrides)
             ours.append(lightning_round(cfg, batches, arguments.warmup))
         bare.append(bare_round(cfg, batches, steps, arguments.warmup))
-        print(
-            f"{name} round {number + 1}/{arguments.rounds}: librobot {ours[-1]:.1f} ms, bare {bare[-1]:.1f} ms",
-            flush=True,
-        )
-    row = Row(
+        times = f"librobot {ours[-1]:.1f} ms, bare {bare[-1]:.1f} ms"
+        print(f"{name} round {number + 1}/{arguments.rounds}: {times}", flush=True)
+    return Row(
         f"{name}, batch of {arguments.batch_size}",
         statistics.median(ours),
         statistics.median(bare),
@@ -118,7 +118,6 @@ def measure(name: str, arguments: argparse.Namespace) -> Row:
         "ms",
         GOAL,
     )
-    return row
 
 
 def configuration(name: str, folder: str, steps: int, overrides: Sequence[str]) -> DictConfig:

@@ -46,7 +46,7 @@ class EvalConfig:
     policy: str = MISSING
     ckpt: str | None = None
     device: str | None = None
-    run_dir: str | None = None
+    output_dir: str | None = None
     episodes: int = MISSING
     seed: int = MISSING
     kinds: list[str] | None = None

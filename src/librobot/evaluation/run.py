@@ -47,7 +47,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         **summarise(main),
         "latency": latency(calls),
         "controls": run_controls(cfg, policy, suite, main),
-        "policy": "the scripted expert" if checkpoint is None else _name(checkpoint),
+        "policy": title(policy, checkpoint),
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "suite": suite.to_dict(),
         "renderer": suite.renderer,
@@ -59,7 +59,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "machine": machine.machine(),
         "versions": machine.versions(),
     }
-    resolved = OmegaConf.to_yaml(OmegaConf.merge(cfg, {"env": env}), resolve=True)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    resolved = OmegaConf.to_yaml(OmegaConf.create(plain | {"env": env}), resolve=True)
     page = write_report(folder, result, main, fps=suite.spec.control_hz, config=resolved)
     print_table(result, page)
     return result
@@ -137,23 +139,31 @@ def run_controls(
                 log.warning("control %s: %s", name, error)
                 found[name] = {"skipped": str(error)}
                 continue
-        title = f"control {name}"
-        results = run_episodes(cfg, policy, suite, episodes=len(scenes), transform=transform, title=title)
+        results = run_episodes(
+            cfg, policy, suite, episodes=len(scenes), transform=transform, title=f"control {name}"
+        )
         found[name] = summarise(results)
     return found
 
 
 def run_folder(cfg: DictConfig, checkpoint: Path | None) -> Path:
     """Where the products go."""
-    if cfg.run_dir:
-        return Path(cfg.run_dir)
+    if cfg.output_dir:
+        return Path(cfg.output_dir)
     stamp = datetime.now()
     name = "expert" if checkpoint is None else _name(checkpoint)
     return Path("outputs") / "eval" / f"{stamp:%Y-%m-%d}" / f"{stamp:%H-%M-%S}_{name}"
 
 
+def title(policy: Policy | ExpertPolicy, checkpoint: Path | None) -> str:
+    """What the report calls the policy: the run's name, else that of its directory."""
+    if isinstance(policy, ExpertPolicy) or checkpoint is None:
+        return "the scripted expert"
+    return policy.config.get("name") or _name(checkpoint)
+
+
 def _name(checkpoint: Path) -> str:
-    """The run's name: that of its directory."""
+    """The name of the run's directory."""
     folder = checkpoint.absolute().parent
     return (folder.parent if folder.name == "checkpoints" else folder).name
 

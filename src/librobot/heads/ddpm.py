@@ -90,7 +90,7 @@ class DDPM(ActionHead):
         steps = self.steps if steps is None else steps
         noise = self.draw_noise(shape) if noise is None else noise
         added = None if noise.ndim == 3 else noise[1:]
-        x_t = noise if noise.ndim == 3 else noise[0]
+        x_t = (noise if noise.ndim == 3 else noise[0]).float()
         indices = self.timesteps(steps)
         for step, index in enumerate(indices):
             following = indices[step + 1] if step + 1 < steps else -1
@@ -117,14 +117,14 @@ class DDPM(ActionHead):
         """From index to `following` (-1: clean). `fresh` noise makes the step ancestral (DDIM's eta = 1)."""
         abar = self.alphas_bar[index]
         abar_next = self.alphas_bar[following] if following >= 0 else torch.ones_like(abar)
-        clean, noise = self._decompose(x_t.float(), output.float(), abar)
+        clean, noise = self._decompose(x_t, output.float(), abar)
         variance = torch.zeros_like(abar)
         if fresh is not None:
             variance = (1 - abar_next) / (1 - abar) * (1 - abar / abar_next)
         x = abar_next.sqrt() * clean + (1 - abar_next - variance).clamp_min(0).sqrt() * noise
         if fresh is not None:
             x = x + variance.sqrt() * fresh
-        return x.to(x_t.dtype)
+        return x
 
     def _decompose(self, x_t: Tensor, output: Tensor, abar: Tensor) -> tuple[Tensor, Tensor]:
         """The clean actions and the noise that the network's output stands for."""
@@ -144,7 +144,7 @@ class DDPM(ActionHead):
         return abar.sqrt(), (1 - abar).sqrt()
 
     def _time(self, index: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        return (index + 1) / self.num_train_steps
+        return (index + 1).float() / self.num_train_steps
 
     def _apply(self, fn: Any, recurse: bool = True) -> DDPM:
         """Move, but keep the schedule in float32: half precision cannot tell its first steps from 1."""

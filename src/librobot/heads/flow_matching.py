@@ -78,9 +78,9 @@ class FlowMatching(ActionHead):
         steps: int | None = None,
     ) -> Float[Tensor, "b k a"]:
         steps = self.steps if steps is None else steps
-        x_t = self.draw_noise(shape) if noise is None else noise
+        x_t = (self.draw_noise(shape) if noise is None else noise).float()
         for step in range(steps):
-            time = torch.full((shape[0],), 1.0 - step / steps, device=x_t.device)
+            time = torch.full((shape[0],), 1.0 - step / steps, device=x_t.device, dtype=torch.float32)
             x_t = x_t - denoiser(x_t, time, context) / steps
         return x_t
 
@@ -88,10 +88,10 @@ class FlowMatching(ActionHead):
         """Times in (0.001, 1], in float32."""
         device = self.anchor.device
         if self.time_distribution == "uniform":
-            unit = torch.rand(count, device=device)
+            unit = torch.rand(count, device=device, dtype=torch.float32)
         elif self.time_distribution == "logit_normal":
-            unit = torch.randn(count, device=device).sigmoid()
+            unit = torch.randn(count, device=device, dtype=torch.float32).sigmoid()
         else:
-            one = torch.ones((), device=device)
+            one = torch.ones((), device=device, dtype=torch.float32)
             unit = torch.distributions.Beta(self.beta_alpha * one, self.beta_beta * one).sample((count,))
         return unit * 0.999 + 0.001

@@ -157,8 +157,8 @@ class KeypointTower(Tower):
             raise ValueError("the keypoint tower needs a sentence vector for every picture")
         heatmaps, features = self.heatmaps(pixels, sentence)
         height, width = features.shape[-2:]
-        rows = torch.linspace(-1, 1, height, device=pixels.device)
-        columns = torch.linspace(-1, 1, width, device=pixels.device)
+        rows = torch.linspace(-1, 1, height, device=pixels.device, dtype=torch.float32)
+        columns = torch.linspace(-1, 1, width, device=pixels.device, dtype=torch.float32)
         y = heatmaps.sum(dim=3) @ rows
         x = heatmaps.sum(dim=2) @ columns
         found = torch.einsum("mpyx,mcyx->mpc", heatmaps.to(features.dtype), features)

@@ -174,10 +174,11 @@ class TinyVLM(VLM):
     def _resize(self, image: Tensor) -> Float[Tensor, "b t c h w"]:
         """uint8 of any size to [-1, 1] at the model's size."""
         b, size = image.shape[0], (self.image_size, self.image_size)
-        pixels = rearrange(image, "b t c h w -> (b t) c h w").to(self.token_embedding.weight.dtype)
+        pixels = rearrange(image, "b t c h w -> (b t) c h w").float()
         if pixels.shape[-2:] != size:
             pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-        return rearrange(pixels / 127.5 - 1.0, "(b t) c h w -> b t c h w", b=b)
+        pixels = (pixels / 127.5 - 1.0).to(self.token_embedding.weight.dtype)
+        return rearrange(pixels, "(b t) c h w -> b t c h w", b=b)
 
     def _indices(self, layers: Sequence[int]) -> list[int]:
         """Layer numbers from 0 (embedded input) to the number of blocks; negative ones count from the end."""
