@@ -14,7 +14,9 @@ HERE = __name__
 
 
 class Part:
-    def __init__(self, size: int, *, rate: float = 0.1, kind: Literal["a", "b"] = "a", note: str | None = None) -> None:
+    def __init__(
+        self, size: int, *, rate: float = 0.1, kind: Literal["a", "b"] = "a", note: str | None = None
+    ) -> None:
         self.size = size
 
 
@@ -50,7 +52,13 @@ def test_a_missing_argument_is_named():
 
 
 def test_nested_nodes_are_checked_in_dictionaries_and_lists():
-    text = problems(vlm=part(size=1, note=None, rate=0.5), callbacks={"x": {"_target_": f"{HERE}.Part", "size": 1}, "y": {"items": [part(size=1), part(sizes=2)]}})
+    text = problems(
+        vlm=part(size=1, note=None, rate=0.5),
+        callbacks={
+            "x": {"_target_": f"{HERE}.Part", "size": 1},
+            "y": {"items": [part(size=1), part(sizes=2)]},
+        },
+    )
     assert "callbacks.y.items[1].sizes" in text
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+import librobot.conf
 import pytest
 from omegaconf import OmegaConf
 
-import librobot.conf
 from librobot.config.check import check, missing
 from librobot.config.compose import compose, resolve
 from librobot.config.schema import EvalConfig, RecordConfig, TrainConfig

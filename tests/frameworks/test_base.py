@@ -38,7 +38,7 @@ def optimizer_of(framework, folder):
 @pytest.mark.filterwarnings("ignore")
 def test_parameter_groups(tmp_path):
     framework = tiny_models.build(
-        "pi0", lr_multipliers={"vlm": 0.1, "vlm.tower": 0.5}, freeze=["vlm.sentence"]
+        "pi0", lr_multipliers={"vlm": 0.1, "vlm.towers": 0.5}, freeze=["vlm.sentence"]
     )
     names = {id(p): n for n, p in framework.named_parameters()}
     rate, decays = {}, {}
@@ -49,9 +49,9 @@ def test_parameter_groups(tmp_path):
     assert set(rate) == {n for n, p in framework.named_parameters() if p.requires_grad}
     assert rate["action_out_proj.weight"] == pytest.approx(1e-3)
     assert rate["vlm.blocks.0.mlp.gate.weight"] == pytest.approx(1e-4)
-    assert rate["vlm.tower.stem.0.weight"] == pytest.approx(5e-4)
+    assert rate["vlm.towers.0.stem.weight"] == pytest.approx(5e-4)
     assert not [n for n in rate if n.startswith("vlm.sentence")]
-    assert decays["vlm.tower.stem.0.weight"]
+    assert decays["vlm.towers.0.stem.weight"]
     assert decays["expert.0.mlp.gate.weight"]
     for spared in ("vlm.token_embedding.weight", "expert.0.mlp_norm.scale", "action_out_proj.bias"):
         assert not decays[spared], spared
@@ -84,8 +84,8 @@ def test_trains_in_bfloat16(name, precision, tmp_path):
 
 
 def test_freezing_an_unknown_part_names_the_nearest():
-    with pytest.raises(LibrobotError, match=r"no part 'vlm.towr'.*did you mean 'vlm.tower'"):
-        tiny_models.build("pi0", freeze=["vlm.towr"])
+    with pytest.raises(LibrobotError, match=r"no part 'vlm.towrs'.*did you mean 'vlm.towers'"):
+        tiny_models.build("pi0", freeze=["vlm.towrs"])
 
 
 def test_freezing_a_pattern():

@@ -104,8 +104,9 @@ def test_sentence_vector_ignores_padding_and_reads_order():
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 80), (33, 47)])
 def test_towers_take_any_size(size):
-    pixels, sentence = torch.randn(2, 3, *size), torch.randn(2, 64)
-    assert KeypointTower(24)(pixels, sentence).shape == (2, 8, 24)
+    pixels, sentence = torch.randn(2, 3, *size), torch.randn(2, 16)
+    tower = KeypointTower(24, num_keypoints=12, keypoints_per_token=4, text_width=16)
+    assert tower(pixels, sentence).shape == (2, 3 + 1, 24)
     patches = PatchTower(24, patch_size=16)(pixels, None)
     assert patches.shape == (2, math.ceil(size[0] / 16) * math.ceil(size[1] / 16), 24)
 
@@ -122,17 +123,18 @@ def test_keypoints_follow_what_they_track():
     torch.manual_seed(0)
     tower = KeypointTower(8, channels=16, num_blocks=0, num_keypoints=1, keypoints_per_token=1)
     tower.stem, tower.stem_film = torch.nn.AvgPool2d(4), First()
-    tower.keypoints = torch.nn.Conv2d(3, 1, 1, bias=False)
+    tower.keypoints = torch.nn.Linear(3, 1, bias=False)
     with torch.no_grad():
-        tower.keypoints.weight[:] = torch.tensor([20.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
+        tower.keypoints.weight[:] = torch.tensor([[20.0, 0.0, 0.0]])
+        tower.log_temperature.zero_()
     for y, x in ((8, 40), (48, 4)):
         pixels = torch.zeros(1, 3, 64, 64)
         pixels[:, 0, y : y + 8, x : x + 8] = 1.0
         with torch.no_grad():
-            heatmaps, _ = tower.heatmaps(pixels, torch.zeros(1, 64))
+            heatmaps, _ = tower.heatmaps(pixels, torch.zeros(1, 96))
         assert heatmaps.sum().item() == pytest.approx(1.0, abs=1e-4)
         grid = torch.linspace(-1, 1, 16)
-        found = ((heatmaps.sum(3) @ grid).item(), (heatmaps.sum(2) @ grid).item())
+        found = tuple((heatmaps[0, :, :, 0].sum(axis) @ grid).item() for axis in (1, 0))
         expected = ((y / 4 + 0.5) / 7.5 - 1, (x / 4 + 0.5) / 7.5 - 1)
         assert found == pytest.approx(expected, abs=0.05)
 
@@ -140,5 +142,5 @@ def test_keypoints_follow_what_they_track():
 def test_the_instruction_steers_the_keypoints():
     torch.manual_seed(0)
     tower, pixels = KeypointTower(8), torch.randn(1, 3, 64, 64)
-    one, other = (tower.heatmaps(pixels, torch.randn(1, 64))[0] for _ in range(2))
+    one, other = (tower.heatmaps(pixels, torch.randn(1, 96))[0] for _ in range(2))
     assert not torch.allclose(one, other)

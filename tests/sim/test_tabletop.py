@@ -10,7 +10,9 @@ from librobot.sim.tabletop.layout import AREA, KINDS, SPACING, draw_layout
 from librobot.sim.tabletop.scene import COLOURS
 
 
-def play(suite: TabletopSuite, env: TabletopEnv, kind: str, seed: int, noise: float = 0.0) -> tuple[bool, int]:
+def play(
+    suite: TabletopSuite, env: TabletopEnv, kind: str, seed: int, noise: float = 0.0
+) -> tuple[bool, int]:
     expert, generator = suite.expert(env), np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed, options={"kind": kind})
     expert.reset()
@@ -105,7 +107,7 @@ def test_doing_another_task_does_not_count() -> None:
 
 def test_actions_are_limited_in_speed() -> None:
     env = TabletopSuite(image_size=16, renderer="rays").make()
-    observation, _ = env.reset(seed=0, options={"kind": "reach"})
+    env.reset(seed=0, options={"kind": "reach"})
     before = env.pose.position
     env.step(np.array([0.38, 0.15, 0.02, 1.0, 1.0]))
     assert np.linalg.norm(env.pose.position - before) < 0.06

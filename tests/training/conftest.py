@@ -21,7 +21,12 @@ SPEC = RobotSpec(
 
 VLM = ["vlm.hidden_size=32", "vlm.num_layers=1", "vlm.num_heads=2", "vlm.num_kv_heads=1", "vlm.mlp_width=32"]
 VLM += ["vlm.image_size=32", "vlm.tower.channels=8", "vlm.tower.num_blocks=1", "vlm.tower.num_keypoints=8"]
-ACT = ["framework.width=32", "framework.num_heads=2", "framework.feedforward_width=32", "framework.latent_dim=4"]
+ACT = [
+    "framework.width=32",
+    "framework.num_heads=2",
+    "framework.feedforward_width=32",
+    "framework.latent_dim=4",
+]
 ACT += ["framework.num_encoder_layers=1", "framework.num_decoder_layers=1", "framework.num_vae_layers=1"]
 RUN = ["framework.horizon=4", "data.batch_size=4", "data.num_workers=0", "trainer.log_every_n_steps=1"]
 TINY = ["data=lerobot", *VLM, *ACT, *RUN]
@@ -50,7 +55,13 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "librobot.cli.train", *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 

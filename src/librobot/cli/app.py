@@ -48,7 +48,7 @@ def task(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def report(error: Exception, config_name: str = "") -> int:
-    """Print what went wrong and return the exit code; the traceback only for `--debug` and our own mistakes."""
+    """Print what went wrong and return the exit code; a traceback only for `--debug` and our own mistakes."""
     expected = isinstance(error, (LibrobotError, *ConfigError))
     if DEBUG in os.environ or not expected:
         traceback.print_exception(error)

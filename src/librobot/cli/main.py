@@ -19,7 +19,7 @@ def main() -> None:
     lines = "\n".join(f"  {name:<16} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         "librobot",
-        description=f"librobot {__version__}: Vision-Language-Action robot policies, composed by configuration.",
+        description=f"librobot {__version__}: vision-language-action policies, composed by configuration.",
         epilog=f"commands (each with --help):\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""The object graph of a run, assembled from its configuration: the only place that instantiates config nodes."""
+"""The object graph of a run, assembled from its configuration: only here are config nodes instantiated."""
 
 from __future__ import annotations
 
@@ -46,10 +46,16 @@ def build(node: DictConfig | Mapping[str, Any], place: str, **given: Any) -> Any
         raise LibrobotError(f"{place} ({name}): {error}") from error
 
 
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A copy of `node` in plain types, interpolations resolved."""
+    copy = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(copy, dict)
+    return {str(key): value for key, value in copy.items()}
+
+
 def build_datamodule(cfg: DictConfig) -> DataModule:
     """The data of a run. `data.root` is there for the source to read, not for the DataModule itself."""
-    node = OmegaConf.to_container(cfg.data, resolve=True)
-    assert isinstance(node, dict)
+    node = plain(cfg.data)
     node.pop("root", None)
     return build(OmegaConf.create(node), "data")
 
@@ -81,8 +87,8 @@ def build_spec(cfg: DictConfig, source: Source) -> RobotSpec:
     if problems:
         raise LibrobotError(
             f"{source.provenance.get('root', 'the dataset')} does not fit robot {spec.name!r}: "
-            f"{'; '.join(problems)}. Choose its cameras with data.cameras=[...], name the robot that recorded it, "
-            f"or take robot=from_data, which reads the robot from the dataset"
+            f"{'; '.join(problems)}. Choose its cameras with data.cameras=[...], name the robot that recorded "
+            f"it, or take robot=from_data, which reads the robot from the dataset"
         )
     sizes = {camera.name: camera for camera in theirs.cameras}
     return replace(spec, cameras=tuple(sizes[name] for name in spec.camera_names))
@@ -107,8 +113,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
 
     from librobot.training.checkpoints import AtomicCheckpointIO
 
-    node = OmegaConf.to_container(cfg.trainer, resolve=True)
-    assert isinstance(node, dict)
+    node = plain(cfg.trainer)
     if "deepspeed" in str(node.get("strategy")).lower():
         require("deepspeed", "deepspeed")
     plugins = [build(item, f"trainer.plugins[{i}]") for i, item in enumerate(node.pop("plugins", None) or [])]

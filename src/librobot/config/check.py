@@ -1,4 +1,4 @@
-"""The arguments of every `_target_` in a configuration, held against its signature before anything is built."""
+"""The arguments of every `_target_` in a configuration, held against its signature before it is built."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def locate(name: str, path: str) -> Callable[..., Any]:
-    """The class or function called `name`; LibrobotError names the config path where it cannot be imported."""
+    """The class or function called `name`; where it cannot be imported, LibrobotError names the config path."""
     try:
         found = get_object(name)
     except (ImportError, ValueError, AttributeError) as error:
@@ -88,7 +88,9 @@ def locate(name: str, path: str) -> Callable[..., Any]:
             f"{path}._target_: the module {module} has no {attribute!r}; {nearest(attribute, names)}"
         ) from error
     if not callable(found):
-        raise LibrobotError(f"{path}._target_: expected a class or a function, found {name!r}, which is neither")
+        raise LibrobotError(
+            f"{path}._target_: expected a class or a function, found {name!r}, which is neither"
+        )
     return found
 
 
@@ -102,7 +104,9 @@ def _problems(path: str, node: dict[str, Any]) -> list[str]:
     except (TypeError, ValueError):
         return []  # a builtin without a signature
     given = GIVEN.get(path, ())
-    positional = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = [
+        p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     filled = set(positional[: len(node.get("_args_", []))]) | set(given)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -112,7 +116,9 @@ def _problems(path: str, node: dict[str, Any]) -> list[str]:
     problems = []
     for key, value in arguments.items():
         if key in given:
-            problems.append(f"{path}.{key}: this argument of {_name(target)} is filled in by librobot; remove it")
+            problems.append(
+                f"{path}.{key}: this argument of {_name(target)} is filled in by librobot; remove it"
+            )
         elif key not in named and not open_ended:
             options = [name for name in named if name not in given]
             problems.append(f"{path}.{key}: {_name(target)} has no argument {key!r}; {nearest(key, options)}")
@@ -120,8 +126,14 @@ def _problems(path: str, node: dict[str, Any]) -> list[str]:
             problems.append(f"{path}.{key}: expected {_words(hints[key])}, found {value!r}")
     if not node.get("_partial_"):
         for name in named:
-            if parameters[name].default is inspect.Parameter.empty and name not in filled and name not in arguments:
-                problems.append(f"{path}.{name}: {_name(target)} needs this argument; give +{path}.{name}=VALUE")
+            if (
+                parameters[name].default is inspect.Parameter.empty
+                and name not in filled
+                and name not in arguments
+            ):
+                problems.append(
+                    f"{path}.{name}: {_name(target)} needs this argument; give +{path}.{name}=VALUE"
+                )
     return problems
 
 

@@ -54,7 +54,7 @@ def read(path: str | os.PathLike) -> DictConfig:
     """A configuration that `write` wrote, in struct mode: asking for an unknown key is an error."""
     if not Path(path).is_file():
         raise LibrobotError(f"{path}: expected the config.yaml of a run, found no such file")
-    cfg = OmegaConf.load(path)
+    cfg = OmegaConf.load(Path(path))
     if not isinstance(cfg, DictConfig):
         raise LibrobotError(f"{path}: expected a mapping of configuration keys, found a list")
     OmegaConf.set_struct(cfg, True)

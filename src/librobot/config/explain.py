@@ -43,7 +43,9 @@ def _unknown_option(error: MissingConfigException) -> str:
         option = f"{group}/{option}".removeprefix("experiment/")
         folder = Path("experiments")
         if not folder.is_dir():
-            return f"experiment={option}: experiments are looked up in ./experiments, which does not exist here"
+            return (
+                f"experiment={option}: experiments are looked up in ./experiments, which does not exist here"
+            )
         options = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
         group = "experiment"
     else:

@@ -66,6 +66,7 @@ class RecordConfig:
 
     output: str = MISSING
     episodes: int = MISSING
+    kinds: list[str] | None = None
     seed: int = MISSING
     num_workers: int = MISSING
     noise: float = MISSING
@@ -75,14 +76,18 @@ class RecordConfig:
 
 
 def check_root(cfg: DictConfig, schema: type = TrainConfig) -> None:
-    """Hold the root of `cfg` against `schema`; raise LibrobotError on an unknown key or a value of another type."""
+    """Raise LibrobotError where the root of `cfg` has a key that `schema` lacks, or a value of another type."""
     names = list(schema.__dataclass_fields__)  # type: ignore[attr-defined]
     unknown = [str(key) for key in cfg if key not in names]
     if unknown:
-        raise LibrobotError(f"{unknown[0]}: the configuration has no such key at its root; {nearest(unknown[0], names)}")
+        raise LibrobotError(
+            f"{unknown[0]}: the configuration has no such key at its root; {nearest(unknown[0], names)}"
+        )
     for name in names:
         if name not in cfg:
-            raise LibrobotError(f"{name}: missing from the configuration (is its group in the defaults list?)")
+            raise LibrobotError(
+                f"{name}: missing from the configuration (is its group in the defaults list?)"
+            )
         if OmegaConf.is_missing(cfg, name):
             continue  # reported with all the others by check()
         try:

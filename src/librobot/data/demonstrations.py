@@ -20,6 +20,7 @@ def demonstrations(
     suite: Suite,
     episodes: int,
     noise: float,
+    kinds: Sequence[str] | None = None,
     seed: int = 0,
     num_workers: int = 2,
     cameras: Sequence[str] | None = None,
@@ -28,8 +29,8 @@ def demonstrations(
 ) -> LeRobotSource:
     """Record `episodes` demonstrations of `suite` under `root`, unless they are there, and open them.
 
-    root: the cache folder; every suite, noise, seed and number of episodes has its own dataset in it. noise,
-    seed, num_workers: see `librobot.sim.record.ensure_demonstrations`. Processes that start together (the
+    root: the cache folder; whatever shapes the data has its own dataset in it. kinds, noise, seed,
+    num_workers: see `librobot.sim.record.ensure_demonstrations`. Processes that start together (the
     ranks of a run) wait for the first one to record.
     """
     from librobot.sim.record import ensure_demonstrations
@@ -37,7 +38,13 @@ def demonstrations(
     folder = Path(root).expanduser()
     with locked(folder / "recording.lock"):
         dataset = ensure_demonstrations(
-            suite, episodes=episodes, noise=noise, seed=seed, num_workers=num_workers, cache_dir=folder
+            suite,
+            episodes=episodes,
+            kinds=kinds,
+            noise=noise,
+            seed=seed,
+            num_workers=num_workers,
+            cache_dir=folder,
         )
     return LeRobotSource(
         dataset, cameras=cameras, image_size=image_size, cache=cache, cache_dir=folder / "frames"

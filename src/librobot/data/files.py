@@ -35,9 +35,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed `written_whole` left in `folder`."""
-    for path in folder.glob(f"*{TEMPORARY}-*"):
-        path.unlink(missing_ok=True)
+    """Remove what a killed `written_whole` left in `folder` and below."""
+    for path in folder.rglob(f"*{TEMPORARY}-*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

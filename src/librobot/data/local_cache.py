@@ -28,7 +28,7 @@ class LocalCache[Key: Hashable, Value]:
             values.move_to_end(key)
             return values[key]
         value = values[key] = self.load(key)
-        total = sum(1 if self.cost is None else self.cost(held) for held in values.values())
+        total: float = sum(1 if self.cost is None else self.cost(held) for held in values.values())
         while total > self.capacity and len(values) > 1:
             _, dropped = values.popitem(last=False)
             total -= 1 if self.cost is None else self.cost(dropped)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from librobot.data import format as v3
-from librobot.data.files import TEMPORARY, written_whole
+from librobot.data.files import remove_temporaries, written_whole
 from librobot.data.images import encode_png
 from librobot.data.metadata import STAGING
 from librobot.data.statistics import image_statistics, vector_statistics
@@ -108,8 +108,7 @@ def staged_episodes(root: Path) -> list[StagedEpisode]:
     folder = root / STAGING
     if not folder.is_dir():
         return []
-    for path in folder.glob(f"*{TEMPORARY}-*"):
-        path.unlink(missing_ok=True)
+    remove_temporaries(folder)
     episodes = []
     for path in sorted(folder.glob("episode-*.parquet")):
         record = json.loads(pq.read_schema(path).metadata[EPISODE_KEY])

@@ -18,6 +18,9 @@ from librobot.errors import LibrobotError, nearest
 ROW_GROUP_BYTES = 64 * 2**20
 """Image bytes that each thread keeps at hand."""
 
+OPEN_FILES = 4
+"""Files that each thread keeps open: to open one reads the table of all its row groups."""
+
 
 def read_columns(metadata: Metadata, columns: Sequence[str]) -> dict[str, np.ndarray]:
     """The named columns over all frames, (frames,) or (frames, dims). One file is in memory at a time.
@@ -96,6 +99,7 @@ class ImageColumn:
         ]
         self.groups = np.array([(i, g) for i, g, _ in groups]).reshape(-1, 2)
         self.starts = np.concatenate([[0], np.cumsum([rows for _, _, rows in groups])])
+        self._open = LocalCache(pq.ParquetFile, capacity=OPEN_FILES)
         self._load = LocalCache(self._read_group, capacity=ROW_GROUP_BYTES, cost=_nbytes)
 
     def read(self, rows: Int[np.ndarray, " n"]) -> list[UInt8[np.ndarray, "h w 3"]]:
@@ -120,11 +124,8 @@ class ImageColumn:
 
     def _read_group(self, group: int) -> pa.StructArray:
         file, index = (int(i) for i in self.groups[group])
-        return (
-            pq.ParquetFile(self.paths[file])
-            .read_row_group(index, columns=[self.key])[self.key]
-            .combine_chunks()
-        )
+        table = self._open(self.paths[file]).read_row_group(index, columns=[self.key])
+        return table[self.key].combine_chunks()
 
 
 def _nbytes(array: pa.Array) -> float:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped, UInt8
 
 from librobot.data import format as v3
 from librobot.data.consolidate import INFO_ASIDE, consolidate, read_complete_info
-from librobot.data.files import write_json
+from librobot.data.files import remove_temporaries, write_json
 from librobot.data.metadata import STAGING
 from librobot.data.staging import StagedEpisode, stage_episode, staged_episodes
 from librobot.errors import LibrobotError
@@ -63,6 +63,10 @@ class LeRobotWriter:
         self.root = Path(root).expanduser().absolute()
         self.spec, self.fps, self.image_format = spec, int(fps), image_format
         self._description = {"spec": _finite_spec(spec), **(metadata or {})}
+        try:
+            json.dumps(self._description, allow_nan=False)
+        except (TypeError, ValueError) as error:  # now, not when the recording is over
+            raise ValueError(f"metadata must hold plain finite values: {error}") from error
         self._features: dict[str, dict[str, Any]] | None = None
         self._complete_episodes = self._complete_frames = 0
         self._staged: list[StagedEpisode] = []
@@ -100,7 +104,10 @@ class LeRobotWriter:
         if self.spec.state_dim:
             arrays[v3.STATE] = np.asarray(state, np.float32)
         arrays[v3.ACTION] = np.asarray(action, np.float32)
-        arrays |= {key: np.asarray(value) for key, value in (extra or {}).items()}
+        for key, value in (extra or {}).items():
+            if key in arrays or key in v3.FRAME_FEATURES or not v3.is_feature_name(key):
+                raise ValueError(f"extra {key!r}: expected a new name of letters, digits, spaces and _-.")
+            arrays[key] = np.asarray(value)
         features = self._features_of(arrays)
         self._check(arrays, features, task)
         if self._features is None:
@@ -142,6 +149,8 @@ class LeRobotWriter:
             self.finalize()
 
     def _open(self, resume: bool) -> None:
+        for folder in ("meta", "data", "videos"):  # a reader that globs would take them for parts
+            remove_temporaries(self.root / folder)
         info = read_complete_info(self.root)
         staged = staged_episodes(self.root)
         if not resume and (info is not None or staged):
@@ -157,7 +166,7 @@ class LeRobotWriter:
                 for key, feature in info["features"].items()
             }
             self._expect("fps", info["fps"], self.fps)
-        elif settings.exists():
+        elif staged and settings.exists():  # without an episode they bind nobody
             stored = json.loads(settings.read_text(encoding="utf-8"))
             self._features = stored["features"]
             self._expect("fps", stored["fps"], self.fps)
@@ -220,8 +229,8 @@ class LeRobotWriter:
             elif value.dtype.kind == "f" and not np.isfinite(value).all():
                 frame = int(np.argwhere(~np.isfinite(value.reshape(length, -1)))[0, 0])
                 raise ValueError(f"{key}: frame {frame} of episode {self.num_episodes} is not finite")
-            elif not v3.is_feature_name(key) or len(shape) != 1 or key in v3.FRAME_FEATURES:
-                raise ValueError(f"extra {key!r}: expected a new name and one value or vector per frame")
+            elif len(shape) != 1:
+                raise ValueError(f"extra {key!r}: expected one value or vector per frame")
         if self._features is not None and {**features} != {**self._features}:
             changed = sorted(
                 key for key in {*features, *self._features} if features.get(key) != self._features.get(key)

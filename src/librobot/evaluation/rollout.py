@@ -20,8 +20,8 @@ from librobot.errors import LibrobotError, nearest
 from librobot.evaluation.controls import Transform
 from librobot.evaluation.episode import Episode, EpisodeResult, PolicyCall, plan
 from librobot.evaluation.pool import EnvPool
-from librobot.evaluation.progress import ProgressBar
 from librobot.evaluation.worker import Reply, Reset, Step
+from librobot.progress import ProgressBar
 from librobot.sim.base import Suite
 from librobot.types import RobotSpec
 

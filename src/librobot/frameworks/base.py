@@ -35,7 +35,7 @@ class Framework(LightningModule):
     `horizon` is the number of actions in a chunk, `obs_steps` the number of observation steps it is predicted
     from. `normalization` names a mode for "state" and for "action" (see `librobot.normalize`). `freeze` lists
     parts that do not train, `lr_multipliers` maps parts to factors on the learning rate; a part is the dotted
-    beginning of parameter names ("vlm", "vlm.tower") or a pattern with `*`.
+    beginning of parameter names ("vlm", "vlm.towers") or a pattern with `*`.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from librobot.errors import LibrobotError
 
@@ -37,21 +38,24 @@ class ByteTokenizer:
 
 
 class ByteEncoder(nn.Module):
-    """One vector per prompt: embedding, two convolutions over bytes, a maximum over the real ones.
+    """One vector per prompt: embedding, three convolutions over bytes, a maximum over the real ones.
 
-    Padding is set to zero before each convolution, so its length changes nothing.
+    A byte sees six others on either side, enough for a colour and its noun. Padding is set to zero before
+    each convolution, so its length changes nothing.
     """
 
-    def __init__(self, width: int, *, kernel_size: int = 5) -> None:
+    def __init__(self, width: int, *, inner_width: int = 64, kernel_size: int = 5) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(NUM_BYTE_TOKENS, width)
-        self.first = nn.Conv1d(width, width, kernel_size, padding=kernel_size // 2)
-        self.second = nn.Conv1d(width, width, kernel_size, padding=kernel_size // 2)
-        self.width = width
+        padding = kernel_size // 2
+        self.embedding = nn.Embedding(NUM_BYTE_TOKENS, inner_width)
+        self.first = nn.Conv1d(inner_width, inner_width, kernel_size, padding=padding)
+        self.second = nn.Conv1d(inner_width, inner_width, kernel_size, padding=padding)
+        self.third = nn.Conv1d(inner_width, width, kernel_size, padding=padding)
 
     def forward(self, tokens: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:
-        padding = ~mask[:, None]
-        x = self.embedding(tokens).transpose(1, 2).masked_fill(padding, 0.0)
-        x = nn.functional.gelu(self.first(x)).masked_fill(padding, 0.0)
-        x = self.second(x).masked_fill(padding, float("-inf"))
+        real = mask[:, None]
+        x = self.embedding(tokens).transpose(1, 2) * real
+        x = functional.relu(self.first(x)) * real
+        x = (x + functional.relu(self.second(x))) * real
+        x = functional.relu(self.third(x)) * real  # not below 0, so padding never wins
         return x.amax(dim=-1)

@@ -87,31 +87,46 @@ class FiLM(nn.Module):
         self.film = nn.Linear(text_width, 2 * channels)
 
     def forward(
-        self, x: Float[Tensor, "m c h w"], sentence: Float[Tensor, "m e"]
-    ) -> Float[Tensor, "m c h w"]:
+        self, x: Float[Tensor, "m h w c"], sentence: Float[Tensor, "m e"]
+    ) -> Float[Tensor, "m h w c"]:
         scale, shift = self.film(sentence)[:, None, None].chunk(2, dim=-1)
-        # In memory the channels come last (channels_last), so these permutations move nothing.
-        x = torch.addcmul(shift, self.norm(x.permute(0, 2, 3, 1)), 1 + scale)
-        return x.permute(0, 3, 1, 2)
+        return torch.addcmul(shift, self.norm(x), 1 + scale)
+
+
+class KeypointBlock(nn.Module):
+    """Residual depthwise and pointwise convolution (as in MobileNet), with FiLM."""
+
+    def __init__(self, channels: int, text_width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.pointwise = nn.Linear(channels, channels)
+        self.film = FiLM(channels, text_width)
+
+    def forward(
+        self, x: Float[Tensor, "m h w c"], sentence: Float[Tensor, "m e"]
+    ) -> Float[Tensor, "m h w c"]:
+        y = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + functional.relu(self.film(self.pointwise(y), sentence))
 
 
 class KeypointTower(Tower):
-    """Where things are, as points: convolutions, FiLM, and a spatial soft-argmax.
+    """Where things are, as points: convolutions with FiLM, then a spatial soft-argmax.
 
     Each keypoint channel becomes a distribution over the feature map (a quarter of the picture's size) and
-    yields its expected position in [-1, 1] (Levine et al. 2016; Finn et al. 2016) and the feature found
-    there. `keypoints_per_token` of them share a token.
+    yields its expected position in [-1, 1] (Levine et al. 2016; Finn et al. 2016). The tokens of a picture:
+    one for every `keypoints_per_token` positions, and one that holds each feature's maximum over the picture,
+    which says what is there.
     """
 
     def __init__(
         self,
         width: int,
         *,
-        channels: int = 32,
-        num_blocks: int = 1,
+        channels: int = 48,
+        num_blocks: int = 2,
         num_keypoints: int = 32,
-        keypoints_per_token: int = 4,
-        text_width: int = 64,
+        keypoints_per_token: int = 8,
+        text_width: int = 96,
     ) -> None:
         super().__init__()
         if num_keypoints % keypoints_per_token:
@@ -119,36 +134,30 @@ class KeypointTower(Tower):
                 f"num_keypoints must be a multiple of keypoints_per_token, "
                 f"found {num_keypoints} and {keypoints_per_token}"
             )
-        if channels % 16:
-            raise ValueError(f"channels must be a multiple of 16, found {channels}")
         self.text_width = text_width
         self.keypoints_per_token = keypoints_per_token
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, channels // 2, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1),
-        )
+        self.stem = nn.Conv2d(3, channels, 8, stride=4, padding=2)
         self.stem_film = FiLM(channels, text_width)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_blocks)
+        self.blocks = nn.ModuleList(KeypointBlock(channels, text_width) for _ in range(num_blocks))
+        self.keypoints = nn.Linear(channels, num_keypoints)
+        self.log_temperature = nn.Parameter(torch.ones(()))
+        num_tokens = num_keypoints // keypoints_per_token
+        self.project_points = nn.ModuleList(
+            nn.Linear(2 * keypoints_per_token, width) for _ in range(num_tokens)
         )
-        self.films = nn.ModuleList(FiLM(channels, text_width) for _ in range(num_blocks))
-        self.keypoints = nn.Conv2d(channels, num_keypoints, 1)
-        self.log_temperature = nn.Parameter(torch.zeros(num_keypoints))
-        self.project = nn.Linear(keypoints_per_token * (2 + channels), width)
+        self.project_features = nn.Linear(channels, width)
 
     def heatmaps(
         self, pixels: Float[Tensor, "m 3 h w"], sentence: Float[Tensor, "m e"]
-    ) -> tuple[Float[Tensor, "m p y x"], Float[Tensor, "m c y x"]]:
+    ) -> tuple[Float[Tensor, "m y x p"], Float[Tensor, "m y x c"]]:
         """Each keypoint's distribution over the feature map (sums to 1), and the feature map."""
-        features = self.stem(pixels.contiguous(memory_format=torch.channels_last))
+        # Channels last throughout: only the convolutions see another order, as a view.
+        features = self.stem(pixels.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         features = functional.relu(self.stem_film(features, sentence))
-        for convolution, film in zip(self.convolutions, self.films, strict=True):
-            features = features + functional.relu(film(convolution(features), sentence))
-        height, width = features.shape[-2:]
-        logits = self.keypoints(features).float() * self.log_temperature.float().exp()[:, None, None]
-        weights = rearrange(logits, "m p y x -> m p (y x)").softmax(dim=-1)
-        return rearrange(weights, "m p (y x) -> m p y x", y=height, x=width), features
+        for block in self.blocks:
+            features = block(features, sentence)
+        logits = self.keypoints(features).float() * self.log_temperature.float().exp()
+        return logits.flatten(1, 2).softmax(dim=1).reshape(logits.shape), features
 
     def forward(
         self, pixels: Float[Tensor, "m 3 h w"], sentence: Float[Tensor, "m e"] | None
@@ -156,11 +165,11 @@ class KeypointTower(Tower):
         if sentence is None:
             raise ValueError("the keypoint tower needs a sentence vector for every picture")
         heatmaps, features = self.heatmaps(pixels, sentence)
-        height, width = features.shape[-2:]
-        rows = torch.linspace(-1, 1, height, device=pixels.device, dtype=torch.float32)
-        columns = torch.linspace(-1, 1, width, device=pixels.device, dtype=torch.float32)
-        y = heatmaps.sum(dim=3) @ rows
-        x = heatmaps.sum(dim=2) @ columns
-        found = torch.einsum("mpyx,mcyx->mpc", heatmaps.to(features.dtype), features)
-        points = torch.cat((torch.stack((x, y), dim=-1).to(found.dtype), found), dim=-1)
-        return self.project(rearrange(points, "m (v g) f -> m v (g f)", g=self.keypoints_per_token))
+        rows = torch.linspace(-1, 1, heatmaps.shape[1], device=pixels.device)
+        columns = torch.linspace(-1, 1, heatmaps.shape[2], device=pixels.device)
+        places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
+        points = torch.einsum("myxp,yxc->mpc", heatmaps, places).to(features.dtype)
+        groups = rearrange(points, "m (v g) xy -> v m (g xy)", g=self.keypoints_per_token)
+        tokens = [project(group) for project, group in zip(self.project_points, groups, strict=True)]
+        tokens.append(self.project_features(features.amax(dim=(1, 2))))
+        return torch.stack(tokens, dim=1)

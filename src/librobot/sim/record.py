@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from librobot.data.writer import LeRobotWriter
-from librobot.errors import LibrobotError
+from librobot.errors import LibrobotError, nearest
 from librobot.progress import ProgressBar
 from librobot.sim.base import DEMONSTRATION_SEEDS, EnvObservation, Expert, Suite
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 10  # scenes tried for one episode before the recording gives up
 CLEAN_SHARE = 1 / 3  # of the episodes, recorded without noise
-FORMAT = 1  # raise when what an equal configuration records changes
+FORMAT = 2  # raise when what an equal configuration records changes
 
 
 @dataclass
@@ -48,8 +48,8 @@ class Demonstration:
 class EpisodeRecorder:
     """Plays the expert in one environment. Picklable: the environment is made at first use."""
 
-    def __init__(self, suite: Suite, *, seed: int, noise: float) -> None:
-        self.suite, self.seed, self.noise = suite, seed, noise
+    def __init__(self, suite: Suite, *, kinds: Sequence[str], seed: int, noise: float) -> None:
+        self.suite, self.kinds, self.seed, self.noise = suite, tuple(kinds), seed, noise
         self._env: gymnasium.Env | None = None
 
     def __call__(self, index: int) -> Demonstration:
@@ -57,13 +57,13 @@ class EpisodeRecorder:
         if self._env is None:
             self._env = self.suite.make()
         expert = self.suite.expert(self._env)
-        kind = self.suite.kinds[index % len(self.suite.kinds)]
+        kind = self.kinds[index % len(self.kinds)]
         for attempt in range(ATTEMPTS):
             scene = self.seed + index * ATTEMPTS + attempt
             if scene not in DEMONSTRATION_SEEDS:
                 raise LibrobotError(
-                    f"demonstrations use scenes {DEMONSTRATION_SEEDS}, but episode {index} with seed={self.seed} "
-                    f"would need {scene}; lower episodes or seed"
+                    f"demonstrations use scenes {DEMONSTRATION_SEEDS}, but episode {index} with "
+                    f"seed={self.seed} would need {scene}; lower episodes or seed"
                 )
             if (episode := self._play(expert, self._env, kind, scene)) is not None:
                 return episode
@@ -103,23 +103,26 @@ def record_demonstrations(
     root: Path,
     *,
     episodes: int,
+    kinds: Sequence[str] | None = None,
     seed: int = 0,
     noise: float = 1.0,
     num_workers: int = 1,
     image_format: str = "image",
     resume: bool = True,
 ) -> Path:
-    """Record until the dataset at `root` holds `episodes` demonstrations; the kinds take turns.
+    """Record until the dataset at `root` holds `episodes` demonstrations.
 
-    `noise` multiplies the suite's `noise_scale`. With `resume`, an interrupted recording goes on where it
-    stopped; what was complete is kept. Returns `root`.
+    The `kinds` of task take turns in this order (default: the suite's); one that is named twice gets twice as
+    many episodes. `noise` multiplies the suite's `noise_scale`. With `resume`, an interrupted recording
+    goes on where it stopped; what was complete is kept. Returns `root`.
     """
     if episodes < 1 or num_workers < 0 or noise < 0:
         raise LibrobotError(
             f"recording needs episodes >= 1, num_workers >= 0 and noise >= 0; "
             f"found episodes={episodes}, num_workers={num_workers}, noise={noise}"
         )
-    settings = {"seed": seed, "noise": noise, "format": FORMAT}
+    kinds = check_kinds(suite, kinds)
+    settings = {"kinds": list(kinds), "seed": seed, "noise": noise, "format": FORMAT}
     metadata = {"renderer": suite.renderer, "env": suite.to_dict(), "recording": settings}
     with LeRobotWriter(
         root,
@@ -129,7 +132,7 @@ def record_demonstrations(
         metadata=metadata,
         resume=resume,
     ) as writer:
-        recorder = EpisodeRecorder(suite, seed=seed, noise=noise)
+        recorder = EpisodeRecorder(suite, kinds=kinds, seed=seed, noise=noise)
         left = range(writer.num_episodes, episodes)
         try:
             with ProgressBar(f"recording {suite.name} ({suite.renderer})", len(left)) as bar:
@@ -143,9 +146,20 @@ def record_demonstrations(
                     bar.advance()
         except (KeyboardInterrupt, SystemExit):
             writer.finalize()
-            print(f"\nstopped: {writer.num_episodes} of {episodes} episodes are in {root}; the same command goes on")
+            print(
+                f"\nstopped: {writer.num_episodes} of {episodes} episodes are in {root}; "
+                "the same command goes on"
+            )
             raise
     return root
+
+
+def check_kinds(suite: Suite, kinds: Sequence[str] | None) -> tuple[str, ...]:
+    """`kinds`, or the suite's. Raises LibrobotError for one that the suite does not have."""
+    for kind in kinds or ():
+        if kind not in suite.kinds:
+            raise LibrobotError(f"{suite.name} has no kind of task {kind!r}; {nearest(kind, suite.kinds)}")
+    return tuple(kinds or suite.kinds)
 
 
 def _episodes(recorder: EpisodeRecorder, indices: range, num_workers: int) -> Iterator[Demonstration]:
@@ -177,6 +191,7 @@ def ensure_demonstrations(
     *,
     episodes: int,
     cache_dir: str | Path,
+    kinds: Sequence[str] | None = None,
     seed: int = 0,
     noise: float = 1.0,
     num_workers: int = 1,
@@ -186,7 +201,8 @@ def ensure_demonstrations(
     The folder's name carries a hash of everything that shapes the data.
     """
     key: dict[str, Any] = {
-        "env": suite.to_dict(), "episodes": episodes, "seed": seed, "noise": noise, "format": FORMAT,
+        "env": suite.to_dict(), "episodes": episodes, "kinds": check_kinds(suite, kinds),
+        "seed": seed, "noise": noise, "format": FORMAT,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
     root = Path(cache_dir).expanduser() / "demonstrations" / f"{suite.name}-{episodes}-{digest}"
@@ -194,7 +210,7 @@ def ensure_demonstrations(
     if info.exists() and json.loads(info.read_text())["total_episodes"] == episodes:
         return root
     return record_demonstrations(
-        suite, root, episodes=episodes, seed=seed, noise=noise, num_workers=num_workers
+        suite, root, episodes=episodes, kinds=kinds, seed=seed, noise=noise, num_workers=num_workers
     )
 
 
@@ -207,6 +223,7 @@ def record(cfg: DictConfig) -> Path:
         build_suite(cfg.env),
         Path(cfg.output).expanduser(),
         episodes=cfg.episodes,
+        kinds=cfg.kinds,
         seed=cfg.seed,
         noise=cfg.noise,
         num_workers=cfg.num_workers,

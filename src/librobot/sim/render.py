@@ -59,7 +59,7 @@ def make_renderer(model: mujoco.MjModel, height: int, width: int, backend: Backe
     except Exception as error:  # a missing library, driver or display: each raises its own type
         if backend == "gl":
             raise LibrobotError(
-                f"renderer 'gl': no OpenGL context opened here ({type(error).__name__}: {error}); install EGL "
+                f"renderer 'gl': no OpenGL context opens here ({type(error).__name__}: {error}); install EGL "
                 "(Debian: apt-get install libegl1 libgl1) or choose env.renderer=rays, which needs no library"
             ) from error
         return RayRenderer(model, height, width)
@@ -115,9 +115,7 @@ class GLRenderer:
         self._gl.make_current()
         self._camera.fixedcamid = _camera_id(self._model, camera)
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
-        mujoco.mjv_updateScene(
-            self._model, data, self._option, None, self._camera, everything, self._scene
-        )
+        mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera, everything, self._scene)
         rectangle = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(rectangle, self._scene, self._context)
         pixels = np.empty((height, width, 3), dtype=np.uint8)

@@ -59,7 +59,9 @@ def launch(cfg: DictConfig) -> float | None:
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise SystemExit(code)  # interrupted: a sweep's later jobs are not wanted either
     if code != 0 and is_sweep:
-        raise JobFailed(f"job {job} failed with exit code {code} (what went wrong is printed above): {cfg.run_dir}")
+        raise JobFailed(
+            f"job {job} failed with exit code {code} (what went wrong is printed above): {cfg.run_dir}"
+        )
     if code != 0:
         raise SystemExit(code)
     return objective(cfg) if cfg.objective else None
@@ -73,8 +75,8 @@ def default_name(choices: Any) -> str:
 def place(cfg: DictConfig, job: str | None = None, job_dir: str | None = None) -> None:
     """Settle `run_dir` and `ckpt`.
 
-    run_dir: as given (the jobs of a sweep in numbered folders below it), else outputs/train/<date>/<time>_<name>,
-    and outputs/multirun/<date>/<time>/<job> for a sweep.
+    run_dir: as given (the jobs of a sweep in numbered folders below it), else
+    outputs/train/<date>/<time>_<name>, and outputs/multirun/<date>/<time>/<job> for a sweep.
     ckpt=last: the last checkpoint in `run_dir` where that is given, else that of the newest run below
     outputs/train with the same `name`, which then goes on in its own directory.
     """
@@ -88,7 +90,9 @@ def place(cfg: DictConfig, job: str | None = None, job_dir: str | None = None) -
     last = Path(cfg.run_dir) / LAST
     if cfg.ckpt == "last":
         if not last.exists():
-            raise LibrobotError(f"ckpt=last: expected {last}, which does not exist; leave ckpt out to start anew")
+            raise LibrobotError(
+                f"ckpt=last: expected {last}, which does not exist; leave ckpt out to start anew"
+            )
         cfg.ckpt = str(last)
     elif cfg.ckpt is not None:
         cfg.ckpt = str(checkpoint_of(Path(cfg.ckpt)))
@@ -103,7 +107,9 @@ def checkpoint_of(path: Path) -> Path:
     """`path` itself, or the last checkpoint of the run directory that it names."""
     found = path / LAST if (path / LAST).exists() else path
     if not found.exists() or (found / "config.yaml").exists():
-        raise LibrobotError(f"ckpt={path}: expected a checkpoint, or a run directory that holds {LAST}; found none")
+        raise LibrobotError(
+            f"ckpt={path}: expected a checkpoint, or a run directory that holds {LAST}; found none"
+        )
     return found
 
 
@@ -115,8 +121,9 @@ def newest_run(name: str) -> Path:
         return max(same, key=lambda run: runs[run])
     others = ", ".join(str(run) for run in sorted(runs, key=lambda run: -runs[run])[:5])
     raise LibrobotError(
-        f"ckpt=last: no run called {name!r} below {RUNS} has a checkpoint (a run is called after its experiment or "
-        f"framework, or name=...); runs with a checkpoint: {others or 'none'}; name one with run_dir=DIR or ckpt=PATH"
+        f"ckpt=last: no run called {name!r} below {RUNS} has a checkpoint (a run is called after its experiment "
+        f"or framework, or name=...); runs with a checkpoint: {others or 'none'}; name one with run_dir=DIR "
+        f"or ckpt=PATH"
     )
 
 
@@ -146,13 +153,15 @@ def worker_command(cfg: DictConfig, config: Path) -> list[str]:
             "on a plain machine take trainer=ddp"
         )
     if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        raise LibrobotError("trainer=slurm: run librobot-train itself without srun; it starts its processes by srun")
+        raise LibrobotError(
+            "trainer=slurm: run librobot-train itself without srun; it starts its processes by srun"
+        )
     nodes, devices = str(cfg.trainer.num_nodes), str(cfg.trainer.devices)
     return ["srun", f"--nodes={nodes}", f"--ntasks-per-node={devices}", *command]
 
 
 def run_process(command: list[str]) -> int:
-    """Run `command` in its own session; SIGINT, SIGTERM and SIGHUP go on to it. Returns a shell's exit code."""
+    """Run `command` in its own session; SIGINT, SIGTERM and SIGHUP go on to it. Returns an exit code."""
     process = subprocess.Popen(command, start_new_session=True)
     with forwarding(process):
         code = process.wait()
@@ -201,5 +210,7 @@ def objective(cfg: DictConfig) -> float:
     """The metric that a sweeper optimises, from the run's metrics.json."""
     metrics = json.loads((Path(cfg.run_dir) / "metrics.json").read_text())
     if cfg.objective not in metrics:
-        raise LibrobotError(f"objective={cfg.objective}: the run logged no such metric; it logged {sorted(metrics)}")
+        raise LibrobotError(
+            f"objective={cfg.objective}: the run logged no such metric; it logged {sorted(metrics)}"
+        )
     return float(metrics[cfg.objective])

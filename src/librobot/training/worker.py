@@ -14,6 +14,7 @@ from pathlib import Path
 
 from librobot.config.compose import read
 from librobot.errors import LibrobotError
+from librobot.training.quiet import quieten
 
 DEBUG = "LIBROBOT_DEBUG"  # set by --debug; inherited by every process of a run
 
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     if is_first():
         for note in config.parent.glob(".failed-*"):
             note.unlink()
+    quieten()
     try:
         cfg = read(config)
         from librobot.training.run import run

@@ -51,8 +51,9 @@ class Block(nn.Module):
 class TinyVLM(VLM):
     """Vision tower, byte tokenizer and language model (the `vlm=tiny` option).
 
-    `tower` is a factory `tower(width=...)` (see `librobot.nn.vision`); pictures of any size are resized to
-    `image_size` on the device. `prefix_attention` is `bidirectional` (pi0, PaliGemma) or `causal`.
+    `tower` is a factory `tower(width=...)` (see `librobot.nn.vision`), called once, or, with
+    `tower_per_camera`, once for each of `max_cameras`; pictures of any size are resized to `image_size` on
+    the device. `prefix_attention` is `bidirectional` (pi0, PaliGemma) or `causal`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class TinyVLM(VLM):
         max_cameras: int = 8,
         prefix_attention: Literal["bidirectional", "causal"] = "bidirectional",
         tower: Callable[..., Tower] = KeypointTower,
+        tower_per_camera: bool = False,
     ) -> None:
         super().__init__()
         if hidden_size % num_heads:
@@ -82,8 +84,9 @@ class TinyVLM(VLM):
         self.processor = ByteTokenizer(max_tokens=max_prompt_tokens)
         self.image_size = image_size
         self.causal = prefix_attention == "causal"
-        self.tower = tower(width=hidden_size)
-        text_width = self.tower.text_width
+        num_towers = max_cameras if tower_per_camera else 1
+        self.towers = nn.ModuleList(tower(width=hidden_size) for _ in range(num_towers))
+        text_width = tower_of(self.towers, 0).text_width
         self.sentence = ByteEncoder(text_width) if text_width else None
         self.camera_embedding = nn.Embedding(max_cameras, hidden_size)
         self.token_embedding = nn.Embedding(NUM_BYTE_TOKENS, hidden_size)
@@ -157,19 +160,31 @@ class TinyVLM(VLM):
                 f"{len(names)}: {', '.join(names)}; raise vlm.max_cameras"
             )
         pixels = torch.stack([self._resize(image) for image in observation.images.values()], dim=1)
-        b, n, t = pixels.shape[:3]
+        n, t = pixels.shape[1:3]
         sentence = None
         if self.sentence is not None:
             assert observation.inputs is not None
-            pooled = self.sentence(observation.inputs["tokens"], observation.inputs["token_mask"])
-            sentence = repeat(pooled, "b e -> (b n t) e", n=n, t=t)
-        tokens = self.tower(rearrange(pixels, "b n t c h w -> (b n t) c h w"), sentence)
-        tokens = rearrange(tokens, "(b n t) v d -> b n t v d", b=b, n=n, t=t)
+            sentence = self.sentence(observation.inputs["tokens"], observation.inputs["token_mask"])
+        if len(self.towers) == 1:
+            tokens = self._look(tower_of(self.towers, 0), pixels, sentence)
+        else:
+            views = [self._look(tower_of(self.towers, i), pixels[:, i : i + 1], sentence) for i in range(n)]
+            tokens = torch.cat(views, dim=1)
         tokens = tokens + self.camera_embedding.weight[:n, None, None]
         tokens = tokens + age_embedding(t, self.hidden_size).to(tokens)[:, None]
         present = torch.stack([observation.image_mask[name] for name in names], dim=1)
         mask = repeat(present, "b n -> b (n t v)", t=t, v=tokens.shape[3])
         return rearrange(tokens, "b n t v d -> b (n t v) d"), mask
+
+    def _look(
+        self, tower: Tower, pixels: Float[Tensor, "b n t c h w"], sentence: Float[Tensor, "b e"] | None
+    ) -> Float[Tensor, "b n t v d"]:
+        """Visual tokens of every picture, each told the instruction."""
+        b, n, t = pixels.shape[:3]
+        if sentence is not None:
+            sentence = repeat(sentence, "b e -> (b n t) e", n=n, t=t)
+        tokens = tower(rearrange(pixels, "b n t c h w -> (b n t) c h w"), sentence)
+        return rearrange(tokens, "(b n t) v d -> b n t v d", b=b, n=n, t=t)
 
     def _resize(self, image: Tensor) -> Float[Tensor, "b t c h w"]:
         """uint8 of any size to [-1, 1] at the model's size."""
@@ -187,3 +202,9 @@ class TinyVLM(VLM):
             if not -count <= layer < count:
                 raise ValueError(f"vlm=tiny has hidden states 0 to {count - 1} (or negative), found {layer}")
         return [layer % count for layer in layers]
+
+
+def tower_of(towers: nn.ModuleList, index: int) -> Tower:
+    tower = towers[index]
+    assert isinstance(tower, Tower)
+    return tower

@@ -36,7 +36,7 @@ VIDEO_SIZE = (240, 320)
 
 HOLD_STEPS = 3  # the goal must hold for so many steps in a row: passing by does not count
 REACHED = 0.025  # m from the tip to the point 1 cm above the cube
-ON_DISC = 0.035  # m from the cube's centre to the disc's: most of the cube stands on it
+ON_DISC = 0.040  # m from the cube's centre to the disc's: most of the cube stands on it
 LIFTED = CUBE_HALF + 0.015  # m of a cube's centre above the table
 
 
@@ -47,7 +47,7 @@ class TabletopEnv(gymnasium.Env):
     (0 closed, 1 open); `action="joint"`: five joint targets (rad) and the gripper. Targets beyond what the
     arm can do in one step are approached as far as it can.
 
-    The state is the arm's own: five joint angles (rad), gripper opening (0 to 1), tip position (m), yaw (rad).
+    The state is the arm's own: five joint angles (rad), gripper opening (0 to 1), tip position (m), yaw.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012

@@ -20,9 +20,10 @@ TRAVEL_HEIGHT = 0.085  # m, of the tip while it moves above things
 GRASP_HEIGHT = 0.014
 PUSH_HEIGHT = 0.016
 CLOSE_BY = 0.010  # m, horizontal distance under which the tip goes down all the way
-RELEASE_WITHIN = 0.018  # m, from the held cube to the disc's centre
-PUSH_STEP = 0.028  # m, how far ahead of the contact a push aims
-BEHIND = CUBE_HALF + 0.034  # m, from the cube's centre to where a push begins
+RELEASE_WITHIN = 0.020  # m, from the held cube to the disc's centre
+PUSH_STEP = (0.012, 0.030)  # m, how far ahead of the contact a push aims: less near the disc
+CONTACT = CUBE_HALF + 0.016  # m, from the cube's centre to the tip while it pushes
+BEHIND = CUBE_HALF + 0.042  # m, from the cube's centre to where a push begins
 
 Goal = tuple[Float[np.ndarray, "3"], float, float]  # tip position, yaw, gripper opening
 
@@ -118,7 +119,10 @@ class TabletopExpert:
         direction = way / max(distance, 1e-6)
         yaw = _wrap_half_turn(float(np.arctan2(direction[1], direction[0])))
         offset = tip[:2] - cube
-        along, across = float(offset @ direction), float(abs(offset @ np.array([-direction[1], direction[0]])))
+        along, across = (
+            float(offset @ direction),
+            float(abs(offset @ np.array([-direction[1], direction[0]]))),
+        )
         low = tip[2] < PUSH_HEIGHT + 0.014
         if self._pushing:
             self._pushing = low and along < -0.015 and across < 0.022
@@ -127,7 +131,7 @@ class TabletopExpert:
         if distance < 0.012 and low:
             return tip.copy(), env.pose.yaw, 0.35
         if self._pushing:
-            ahead = cube + direction * (PUSH_STEP - BEHIND + 0.018)
+            ahead = cube + direction * (np.clip(0.5 * distance, *PUSH_STEP) - CONTACT)
             return np.array([*ahead, PUSH_HEIGHT]), yaw, 0.35
         return self._above(cube - direction * BEHIND, PUSH_HEIGHT), yaw, 0.35
 

@@ -14,7 +14,7 @@ Kind = Literal["reach", "push", "press", "drawer", "put"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 AREA = np.array([[0.16, -0.15], [0.38, 0.15]])  # m, the working area's corners: 22 x 30 cm
-SPACING = 0.085  # m, between the centres of neighbouring things
+SPACING = 0.090  # m, between the centres of neighbouring things
 PUSH_DISTANCE = (0.08, 0.16)  # m, from the cube to its disc
 MAX_PUSH_ANGLE = np.deg2rad(65)  # between a push and the base's x axis: what the wrist can follow
 DRAWER_ANGLE = np.deg2rad(40)  # the drawer opens towards the base, turned by up to this
@@ -30,7 +30,7 @@ PROMPTS = {
 
 @dataclass(frozen=True)
 class Task:
-    """One instruction. `subject` is a colour, or "open" or "close" for the drawer; `target` a disc's colour."""
+    """One instruction. `subject` is a colour, for the drawer "open" or "close"; `target` a disc's colour."""
 
     kind: Kind
     subject: str

@@ -9,7 +9,7 @@ from librobot.sim.tabletop.kinematics import FOREARM, HAND, SHOULDER_HEIGHT, UPP
 
 COLOURS = {"red": "0.85 0.10 0.10 1", "green": "0.10 0.65 0.15 1", "blue": "0.10 0.25 0.90 1"}
 CUBE_HALF = 0.022  # m
-DISC_RADIUS = 0.042  # m
+DISC_RADIUS = 0.050  # m
 BUTTON_HEIGHT, BUTTON_TRAVEL = 0.038, 0.012  # m, top of a released cap, and how far it goes down
 DRAWER_TRAVEL = 0.07  # m
 RING_CENTRE = 0.076  # m, from the cabinet's centre to the handle's, drawer closed
@@ -88,7 +88,8 @@ def _arm() -> str:
     skin = 'rgba="0.92 0.92 0.92 1" contype="0" conaffinity="0"'
     return f"""
     <body name="base">
-      <geom type="cylinder" size="0.045 {SHOULDER_HEIGHT / 2}" pos="0 0 {SHOULDER_HEIGHT / 2}" {skin} mass="1"/>
+      <geom type="cylinder" size="0.045 {SHOULDER_HEIGHT / 2}" pos="0 0 {SHOULDER_HEIGHT / 2}" {skin}
+            mass="1"/>
       <body name="shoulder" pos="0 0 {SHOULDER_HEIGHT}" gravcomp="1">
         <joint name="shoulder_pan" axis="0 0 1" range="-2 2" {joint}/>
         <geom type="sphere" size="0.032" {skin} mass="0.1"/>
@@ -115,7 +116,8 @@ def _arm() -> str:
 def scene_xml() -> str:
     """The model as MJCF. Distances in m, angles in rad, masses in kg."""
     actuators = "".join(
-        f'<position name="{name}" joint="{name}" kp="60" dampratio="1" forcerange="-12 12"/>' for name in JOINTS
+        f'<position name="{name}" joint="{name}" kp="60" dampratio="1" forcerange="-12 12"/>'
+        for name in JOINTS
     )
     return f"""
 <mujoco model="tabletop">
@@ -124,7 +126,8 @@ def scene_xml() -> str:
   <visual><headlight ambient="0.35 0.35 0.35" diffuse="0.35 0.35 0.35" specular="0 0 0"/>
     <map znear="0.01" zfar="20"/></visual>
   <worldbody>
-    <light pos="0.3 0.2 1.5" dir="-0.15 -0.1 -1" directional="true" diffuse="0.45 0.45 0.45" specular="0 0 0"/>
+    <light pos="0.3 0.2 1.5" dir="-0.15 -0.1 -1" directional="true" diffuse="0.45 0.45 0.45"
+           specular="0 0 0"/>
     <camera name="front" pos="0.62 0 0.50" xyaxes="0 1 0 -0.82 0 0.574" fovy="36"/>
     <camera name="video" pos="0.85 0.32 0.50" xyaxes="-0.453 0.892 0 -0.479 -0.243 0.844" fovy="42"/>
     <geom name="table" type="plane" size="0 0 1" rgba="0.80 0.78 0.74 1" friction="0.6 0.005 0.0001"

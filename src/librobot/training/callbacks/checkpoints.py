@@ -26,8 +26,9 @@ class Stopped(LibrobotError):
 class SaveCheckpoints(Checkpoint):
     """Keep `dirpath/last.ckpt` up to date, every `every_n_steps` optimiser steps and at the end.
 
-    With `keep_every_n_steps` the checkpoints at these steps stay, as step=00001000.ckpt. Checkpoints are taken
-    at the end of a training batch, never at the end of an epoch: only there does resuming repeat and skip nothing.
+    With `keep_every_n_steps` the checkpoints at these steps stay, as step=00001000.ckpt. Checkpoints are
+    taken at the end of a training batch, never at the end of an epoch: only there does resuming repeat and
+    skip nothing.
     """
 
     def __init__(self, dirpath: str, every_n_steps: int = 500, keep_every_n_steps: int | None = None) -> None:
@@ -39,7 +40,9 @@ class SaveCheckpoints(Checkpoint):
         self.saved_step = -1
         self.step_before = 0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self.step_before = trainer.global_step
 
     def on_train_batch_end(
@@ -49,7 +52,7 @@ class SaveCheckpoints(Checkpoint):
         if step == self.step_before:
             return  # gradients are still accumulating
         if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
-            trainer.save_checkpoint(self.dirpath / f"step={step:08d}.ckpt")
+            trainer.save_checkpoint(self.dirpath / f"step={step:08d}.ckpt", weights_only=False)
         if step % self.every_n_steps == 0 or is_last_step(trainer):
             self.save_last(trainer)
 
@@ -60,7 +63,7 @@ class SaveCheckpoints(Checkpoint):
     def save_last(self, trainer: Trainer) -> Path:
         """Save last.ckpt; every process of the run has to call this at the same step."""
         path = self.dirpath / "last.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self.saved_step = trainer.global_step
         return path
 
@@ -94,7 +97,9 @@ class SaveOnSignal(Callback):
             return
         self.received = number
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self.step_before = trainer.global_step
 
     def on_train_batch_end(
@@ -109,7 +114,9 @@ class SaveOnSignal(Callback):
         name = signal.Signals(number).name
         checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, SaveCheckpoints)]
         if not checkpoints:
-            raise Stopped(f"stopped by {name} after step {step}; nothing saved (no checkpoint callback)", 128 + number)
+            raise Stopped(
+                f"stopped by {name} after step {step}; nothing saved (no checkpoint callback)", 128 + number
+            )
         path = checkpoints[0].save_last(trainer)
         raise Stopped(
             f"stopped by {name} after step {step}, saved {path}; "
@@ -138,5 +145,8 @@ def is_last_step(trainer: Trainer) -> bool:
         return True
     epochs = trainer.max_epochs
     return bool(
-        epochs and epochs > 0 and trainer.current_epoch + 1 >= epochs and trainer.fit_loop.epoch_loop._is_training_done
+        epochs
+        and epochs > 0
+        and trainer.current_epoch + 1 >= epochs
+        and trainer.fit_loop.epoch_loop._is_training_done
     )

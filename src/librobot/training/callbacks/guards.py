@@ -40,7 +40,9 @@ class StopOnNaN(Callback):
         if loss.device.type == "cpu" or len(self.waiting) >= self.every_n_steps:
             self.look()
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self.look()  # a checkpoint never holds weights that follow a broken loss
 
     def look(self) -> None:
@@ -52,15 +54,17 @@ class StopOnNaN(Callback):
         for (step, _), value in zip(waiting, values, strict=True):
             if not math.isfinite(value):
                 raise Diverged(
-                    f"the loss is {value} at step {step}; the last checkpoint is from before. Try a smaller optim.lr, "
-                    f"trainer.gradient_clip_val=1, or find the operation with debug=anomaly"
+                    f"the loss is {value} at step {step}; the last checkpoint is from before. Try a smaller "
+                    f"optim.lr, trainer.gradient_clip_val=1, or find the operation with debug=anomaly"
                 )
 
 
 class LogLearningRate(Callback):
     """Log the learning rate of each optimiser group as `lr`, or `lr/<group>` where there are several."""
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         if len(groups) == 1:
             pl_module.log("lr", groups[0]["lr"])

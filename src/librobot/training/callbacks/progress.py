@@ -44,7 +44,12 @@ class TrainingProgress(ProgressBar):
         self.first_step = trainer.global_step
         self.started = self.spoke = time.monotonic()
         if self.enabled and sys.stdout.isatty():
-            columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+            columns = (
+                TextColumn("train"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
             self.bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), refresh_per_second=4)
             total = self.total if math.isfinite(self.total) else None
             self.task = self.bar.add_task("train", total=total, completed=self.first_step, note="")
