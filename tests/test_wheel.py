@@ -51,7 +51,7 @@ def binaries(tmp_path_factory) -> Path:
         shutil.copytree(REPOSITORY / name, tree / name, ignore=ignore)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, tree / name)
-    run(UV, "build", "--wheel", "--out-dir", folder / "dist", cwd=tree)
+    run(UV, "build", "--wheel", "--python", sys.executable, "--out-dir", folder / "dist", cwd=tree)
     (wheel,) = (folder / "dist").glob("librobot-*.whl")
     run(UV, "venv", "--python", sys.executable, folder / "venv")
     python = folder / "venv/bin/python"

@@ -1,7 +1,8 @@
 """Records a small dataset in processes that are killed; run by test_writer.py.
 
     python record_until_killed.py record FOLDER FORMAT      one recording, a dot printed for every stored episode
-    python record_until_killed.py everywhere FOLDER FORMAT  kills one at each of its renames, then goes on with it
+    python record_until_killed.py kill FOLDER FORMAT        kills one at each of its renames, then goes on with it
+    python record_until_killed.py kill FOLDER FORMAT 3 15   only at these
 
 The second prints one JSON object for each kill: {"folder", "stored", "resumed"}: episodes that `add_episode` had
 returned before the kill, and those that the next recording found. FOLDER/whole is never killed.
@@ -9,6 +10,7 @@ returned before the kill, and those that the next recording found. FOLDER/whole 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -110,15 +112,15 @@ def killed(root: Path, image_format: Literal["image", "video"], rename: int, bef
     return True
 
 
-def main(mode: str, folder: str, image_format: Literal["image", "video"]) -> None:
+def main(mode: str, folder: str, image_format: Literal["image", "video"], *renames: str) -> None:
     if mode == "record":
         record(Path(folder), image_format, lambda text: os.write(1, text))
         return
     in_child(lambda note: record(Path(folder) / "whole", image_format, note))
-    for before in (True, False):
-        rename = 1
-        while killed(Path(folder) / f"{'before' if before else 'after'}-{rename}", image_format, rename, before):
-            rename += 1
+    for before, word in ((True, "before"), (False, "after")):
+        for rename in map(int, renames) if renames else itertools.count(1):
+            if not killed(Path(folder) / f"{word}-{rename}", image_format, rename, before):
+                break
 
 
 if __name__ == "__main__":

@@ -41,6 +41,14 @@ class Metadata:
     def lengths(self) -> np.ndarray:
         return self.episodes["length"]
 
+    def column(self, name: str) -> np.ndarray:
+        """A column of the table of episodes."""
+        if name not in self.episodes:
+            raise LibrobotError(
+                f"{self.root / 'meta/episodes'}: no column {name!r}; {nearest(name, self.episodes)}"
+            )
+        return self.episodes[name]
+
     def data_files(self) -> list[tuple[Path, np.ndarray]]:
         """Every data file in order, with the episodes that lie in it."""
         template = self.info.get("data_path") or v3.DATA_PATH
@@ -55,12 +63,7 @@ class Metadata:
         )
 
     def _files(self, prefix: str, path: Any) -> list[tuple[Path, np.ndarray]]:
-        for column in (f"{prefix}/chunk_index", f"{prefix}/file_index"):
-            if column not in self.episodes:
-                raise LibrobotError(
-                    f"{self.root / 'meta/episodes'}: no column {column!r}; {nearest(column, self.episodes)}"
-                )
-        places = np.stack([self.episodes[f"{prefix}/chunk_index"], self.episodes[f"{prefix}/file_index"]], 1)
+        places = np.stack([self.column(f"{prefix}/chunk_index"), self.column(f"{prefix}/file_index")], 1)
         files, which = np.unique(places, axis=0, return_inverse=True)
         which = which.reshape(-1)
         return [

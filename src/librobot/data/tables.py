@@ -90,6 +90,7 @@ class ImageColumn:
 
     def __init__(self, metadata: Metadata, key: str) -> None:
         self.root, self.key = metadata.root, key
+        self.ends = np.cumsum(metadata.lengths)
         self.paths = [path for path, _ in metadata.data_files()]
         files = [open_parquet(path, f"frames of {key}") for path in self.paths]
         groups = [
@@ -111,7 +112,10 @@ class ImageColumn:
         return images
 
     def _decode(self, value: dict | None, row: int, group: int) -> UInt8[np.ndarray, "h w 3"]:
-        place = f"{self.paths[self.groups[group][0]]}: frame {row}: {self.key}"
+        episode = int(np.searchsorted(self.ends, row, side="right"))
+        frame = row - int(self.ends[episode - 1] if episode else 0)
+        path = self.paths[self.groups[group][0]]
+        place = f"{path}: episode {episode}, frame {frame}: {self.key}"
         data = value and value.get("bytes")
         if not data and value and value.get("path") and (self.root / value["path"]).is_file():
             data = (self.root / value["path"]).read_bytes()
@@ -124,7 +128,14 @@ class ImageColumn:
 
     def _read_group(self, group: int) -> pa.StructArray:
         file, index = (int(i) for i in self.groups[group])
-        table = self._open(self.paths[file]).read_row_group(index, columns=[self.key])
+        try:
+            table = self._open(self.paths[file]).read_row_group(index, columns=[self.key])
+        except (pa.ArrowException, OSError) as error:
+            first, last = np.searchsorted(self.ends, self.starts[group : group + 2] - [0, 1], side="right")
+            raise LibrobotError(
+                f"{self.paths[file]}: damaged ({error}); expected the frames of {self.key} of episodes "
+                f"{first} to {last}. Copy the file again"
+            ) from error
         return table[self.key].combine_chunks()
 
 

@@ -35,7 +35,7 @@ class VideoColumn:
         for i, (_, episodes) in enumerate(files):
             self.file_of_episode[episodes] = i
         timestamps = read_columns(metadata, ["timestamp"])["timestamp"].reshape(-1)
-        self.begins = metadata.episodes[f"videos/{key}/from_timestamp"].astype(np.float64)
+        self.begins = metadata.column(f"videos/{key}/from_timestamp").astype(np.float64)
         self.times = np.repeat(self.begins, self.lengths) + timestamps
         # A float32 timestamp alone is farther off than the tolerance after about half an hour of one episode.
         self.tolerance = TOLERANCE + float(np.spacing(np.float32(timestamps.max(initial=0))))

@@ -53,9 +53,11 @@ class ByteEncoder(nn.Module):
         self.third = nn.Conv1d(inner_width, width, kernel_size, padding=padding)
 
     def forward(self, tokens: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:
-        real = mask[:, None]
+        # A batch repeats its instructions: each is encoded once.
+        tokens, place = torch.unique(tokens.masked_fill(~mask, PAD), dim=0, return_inverse=True)
+        real = (tokens != PAD)[:, None]
         x = self.embedding(tokens).transpose(1, 2) * real
         x = functional.relu(self.first(x)) * real
         x = (x + functional.relu(self.second(x))) * real
         x = functional.relu(self.third(x)) * real  # not below 0, so padding never wins
-        return x.amax(dim=-1)
+        return x.amax(dim=-1)[place]

@@ -1,0 +1,114 @@
+"""Run directories and checkpoints: which a job takes, goes on with, or refuses."""
+
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from librobot.errors import LibrobotError
+from librobot.training import launch
+from librobot.training.launch import LAST, RUNS, checkpoint_of, new_run_dir, newest_run, place
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def a_run(folder, age=0):
+    """A run directory with a last checkpoint, `age` seconds old."""
+    last = Path(folder) / LAST
+    last.parent.mkdir(parents=True)
+    last.write_text("weights")
+    (Path(folder) / "config.yaml").write_text("{}")
+    os.utime(last, (1e9 - age, 1e9 - age))
+    return Path(folder)
+
+
+def placed(job=None, job_dir=None, **keys):
+    cfg = OmegaConf.create({"run_dir": None, "ckpt": None, "name": "act", **keys})
+    place(cfg, job, job_dir)
+    return cfg.run_dir, cfg.ckpt
+
+
+def test_a_new_run_gets_its_own_directory_below_outputs():
+    first, second = placed()[0], placed()[0]
+    assert first != second
+    for folder in (first, second):
+        assert Path(folder).is_dir()
+        assert Path(folder).parents[1] == RUNS
+        assert folder.endswith("_act")
+
+
+def test_runs_that_start_in_the_same_second_are_numbered(monkeypatch):
+    class Frozen(launch.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2024, 5, 6, 7, 8, 9)
+
+    monkeypatch.setattr(launch, "datetime", Frozen)
+    assert [new_run_dir("pi0").as_posix() for _ in range(3)] == [
+        "outputs/train/2024-05-06/07-08-09_pi0",
+        "outputs/train/2024-05-06/07-08-09-1_pi0",
+        "outputs/train/2024-05-06/07-08-09-2_pi0",
+    ]
+
+
+def test_a_given_directory_is_taken_and_not_made_yet():
+    assert placed(run_dir="here") == ("here", None)
+    assert not Path("here").exists()
+
+
+def test_the_jobs_of_a_sweep_get_numbered_directories():
+    assert placed("3", "outputs/multirun/day/time/3") == ("outputs/multirun/day/time/3", None)
+    assert placed("3", "outputs/multirun/day/time/3", run_dir="here") == ("here/3", None)
+
+
+def test_a_run_is_never_overwritten():
+    a_run("here")
+    with pytest.raises(LibrobotError, match="run_dir=here already holds a run"):
+        placed(run_dir="here")
+
+
+def test_last_is_the_one_of_the_given_directory():
+    a_run(RUNS / "day/10-00-00_act")
+    a_run("here")
+    assert placed(run_dir="here", ckpt="last") == ("here", f"here/{LAST}")
+    with pytest.raises(LibrobotError, match="expected there/checkpoints/last.ckpt"):
+        placed(run_dir="there", ckpt="last")
+
+
+def test_last_is_the_youngest_run_of_the_same_name_which_goes_on_in_place():
+    a_run(RUNS / "day/12-00-00_act", age=50)
+    youngest = a_run(RUNS / "day/10-00-00-1_act", age=10)  # by its checkpoint, not by its name
+    a_run(RUNS / "day/13-00-00_pi0")
+    a_run(RUNS / "day/14-00-00_other_act")
+    assert newest_run("act") == youngest
+    assert placed(ckpt="last") == (str(youngest), str(youngest / LAST))
+    with pytest.raises(LibrobotError, match=r"no run called 'dp' .*day/13-00-00_pi0.* name one with run_dir"):
+        newest_run("dp")
+
+
+def test_a_run_without_a_checkpoint_is_nothing_to_go_on_with():
+    (RUNS / "day/10-00-00_act").mkdir(parents=True)
+    with pytest.raises(LibrobotError, match="with a checkpoint: none"):
+        newest_run("act")
+
+
+def test_a_named_checkpoint_starts_a_new_run():
+    run = a_run("here")
+    assert placed(run_dir="there", ckpt=str(run)) == ("there", f"here/{LAST}")
+    assert placed(run_dir="there", ckpt=str(run / LAST)) == ("there", f"here/{LAST}")
+    assert placed(ckpt="here")[0].endswith("_act")
+
+
+def test_a_checkpoint_is_a_file_a_run_or_a_sharded_folder():
+    assert checkpoint_of(a_run("here")) == Path("here") / LAST
+    Path("sharded.ckpt").mkdir()
+    assert checkpoint_of(Path("sharded.ckpt")) == Path("sharded.ckpt")
+    Path("begun").mkdir()
+    Path("begun/config.yaml").write_text("{}")
+    for name in ("begun", "nowhere"):
+        with pytest.raises(LibrobotError, match=f"ckpt={name}: expected a checkpoint, or a run directory"):
+            checkpoint_of(Path(name))

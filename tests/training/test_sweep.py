@@ -1,0 +1,43 @@
+"""Jobs of a sweep, each data parallel in two processes: one run directory per job, and nothing else."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from conftest import FRAMES, losses, tiny, train
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_sweep_of_data_parallel_jobs_gives_one_run_directory_each(dataset, tmp_path):
+    arguments = [*tiny(), f"data.root={dataset}", "-m", "seed=1,2", "trainer=ddp"]
+    arguments += ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_steps=2"]
+    done = train(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = sorted(path.parent for path in tmp_path.rglob("config.yaml"))
+    assert [run.name for run in runs] == ["0", "1"]
+    assert {path for path in tmp_path.glob("outputs/*/*/*/*") if path.is_dir()} == set(runs)
+    for run, seed in zip(runs, (1, 2), strict=True):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["seed"] == config["data"]["seed"] == seed
+        assert config["trainer"]["devices"] == 2
+        assert "${" not in (run / "config.yaml").read_text()
+        checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == 2
+        assert checkpoint["librobot"]["config"]["seed"] == seed
+        place = checkpoint["DataModule"]
+        assert (place["batches"], place["global_batch_size"]) == (2, 8)
+        assert place["num_samples"] == FRAMES
+        assert len(losses(run)) == 2
+        assert json.loads((run / "metrics.json").read_text())["step"] == 2
+    assert not set(losses(runs[0])) & set(losses(runs[1]))
+
+
+def test_a_failing_job_does_not_stop_the_sweep_but_fails_it(dataset, tmp_path):
+    arguments = [*tiny(), f"data.root={dataset}", "-m", "framework.width=33,32", "trainer.max_steps=1"]
+    done = train(*arguments, "run_dir=runs", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "job 0 failed" in done.stderr
+    assert not (tmp_path / "runs/0/checkpoints").exists()
+    assert (tmp_path / "runs/1/checkpoints/last.ckpt").exists()
