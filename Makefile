@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## record, train and evaluate a language-conditioned policy on the embedded suite
 	rm -rf outputs/demo
 	$(BIN)/librobot-train experiment=tabletop/act run_dir=outputs/demo/train
-	$(BIN)/librobot-eval ckpt=outputs/demo/train episodes=200 output_dir=outputs/demo
+	$(BIN)/librobot-eval ckpt=outputs/demo/train episodes=100 execute_steps=8 output_dir=outputs/demo
 
 test: install  ## the fast tests
 	$(BIN)/python -m pytest

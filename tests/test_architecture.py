@@ -1,4 +1,4 @@
-"""The rooms of the package and what each may import; what may be imported at module level; sizes; YAML openings."""
+"""What each room of the package may import, and at module level; the size of files; how YAML files open."""
 
 from __future__ import annotations
 

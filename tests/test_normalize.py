@@ -164,8 +164,14 @@ def test_no_dimensions() -> None:
     ("statistics", "part"),
     [
         ({"actions": {}}, "no statistics for 'action': did you mean 'actions'?"),
-        ({"action": {"mean": np.zeros(2), "std": np.ones(3)}}, "'mean' must hold 3 finite values, found shape (2,)"),
-        ({"action": {"mean": np.zeros(3), "std": np.array([1, np.nan, 1])}}, "'std' must hold 3 finite values"),
+        (
+            {"action": {"mean": np.zeros(2), "std": np.ones(3)}},
+            "'mean' must hold 3 finite values, found shape (2,)",
+        ),
+        (
+            {"action": {"mean": np.zeros(3), "std": np.array([1, np.nan, 1])}},
+            "'std' must hold 3 finite values",
+        ),
         ({"action": {"mean": np.zeros(3)}}, "'std' must hold 3 finite values"),
     ],
 )

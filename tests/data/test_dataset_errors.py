@@ -133,7 +133,9 @@ def test_a_truncated_video(damaged_video: Path, share: float) -> None:
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     text = message(damaged_video)
     episode = 3 if share > 0.9 else 0
-    assert text.startswith(f"{path}: the video is cut short or damaged from episode {episode} on: expected 20")
+    assert text.startswith(
+        f"{path}: the video is cut short or damaged from episode {episode} on: expected 20"
+    )
     assert "frames, found" in text
 
 
@@ -152,7 +154,9 @@ def test_a_video_with_fewer_frames(damaged_video: Path, video_dataset: Path) -> 
 def test_a_missing_video(damaged_video: Path) -> None:
     (damaged_video / VIDEO).unlink()
     text = message(damaged_video)
-    assert text.startswith(f"{damaged_video / VIDEO}: missing; expected the video of episodes 0 to 3 (20 frames)")
+    assert text.startswith(
+        f"{damaged_video / VIDEO}: missing; expected the video of episodes 0 to 3 (20 frames)"
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
@@ -185,11 +189,15 @@ def test_an_image_that_is_none(damaged: Path) -> None:
         values = table["observation.images.wrist"].to_pylist()
         values[9]["bytes"] = b"\x89PNG\r\n\x1a\n" + bytes(100)
         column = pa.array(values, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-        return table.set_column(table.column_names.index("observation.images.wrist"), "observation.images.wrist", column)
+        return table.set_column(
+            table.column_names.index("observation.images.wrist"), "observation.images.wrist", column
+        )
 
     rewrite(damaged / DATA, change)
     text = message(damaged)
-    assert text.startswith(f"{damaged / DATA}: episode 2, frame 3: observation.images.wrist: expected a PNG or")
+    assert text.startswith(
+        f"{damaged / DATA}: episode 2, frame 3: observation.images.wrist: expected a PNG or"
+    )
 
 
 @pytest.mark.parametrize("column", ["from_timestamp", "chunk_index"])

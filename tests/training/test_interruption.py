@@ -1,11 +1,13 @@
 """librobot-train as a command: stopped by SIGTERM, gone on with, and quiet about what nobody can change."""
 
+import shutil
 import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import rows, start, tiny, train
+
+from conftest import fit, rows, start, tiny, train
 
 LAST = "checkpoints/last.ckpt"
 NOISE = [
@@ -60,16 +62,25 @@ def test_the_output_holds_no_noise(interrupted):
     assert "GPU available" in interrupted.err  # what Lightning has to say about the machine still comes
 
 
-def test_going_on_reaches_the_end(interrupted, checkpoint):
+def assert_goes_on_to(run_dir, stopped):
+    assert [int(row["step"]) for row in rows(run_dir)] == list(range(stopped + 2))
+    assert torch.load(run_dir / LAST, weights_only=True)["global_step"] == stopped + 2
+
+
+def test_going_on_reaches_the_end_without_a_gap(interrupted, checkpoint, dataset, tmp_path):
     stopped = checkpoint["global_step"]
-    assert len(rows(interrupted.run_dir)) == stopped
-    done = train(
-        *interrupted.arguments,
-        "ckpt=last",
-        f"trainer.max_steps={stopped + 2}",
-        cwd=interrupted.run_dir.parent,
-    )
+    assert [int(row["step"]) for row in rows(interrupted.run_dir)] == list(range(stopped))
+    run_dir = shutil.copytree(interrupted.run_dir, tmp_path / "run")
+    fit(dataset, run_dir, "ckpt=last", f"trainer.max_steps={stopped + 2}")
+    assert_goes_on_to(run_dir, stopped)
+
+
+@pytest.mark.slow
+def test_going_on_by_the_command(interrupted, checkpoint, tmp_path):
+    stopped = checkpoint["global_step"]
+    run_dir = shutil.copytree(interrupted.run_dir, tmp_path / "run")
+    done = train(*interrupted.arguments, "ckpt=last", f"trainer.max_steps={stopped + 2}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"step {stopped + 2}/{stopped + 2}" in done.stdout
-    assert [int(row["step"]) for row in rows(interrupted.run_dir)] == list(range(stopped + 2))
-    assert torch.load(interrupted.run_dir / LAST, weights_only=True)["global_step"] == stopped + 2
+    assert f"last checkpoint: run/{LAST}" in done.stdout
+    assert_goes_on_to(run_dir, stopped)

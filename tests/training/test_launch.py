@@ -75,7 +75,7 @@ def test_last_is_the_one_of_the_given_directory():
     a_run(RUNS / "day/10-00-00_act")
     a_run("here")
     assert placed(run_dir="here", ckpt="last") == ("here", f"here/{LAST}")
-    with pytest.raises(LibrobotError, match="expected there/checkpoints/last.ckpt"):
+    with pytest.raises(LibrobotError, match=r"expected there/checkpoints/last\.ckpt"):
         placed(run_dir="there", ckpt="last")
 
 

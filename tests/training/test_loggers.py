@@ -1,9 +1,14 @@
 """Every logger's files can be read back, and hold what was trained."""
 
-import pytest
-import yaml
-from conftest import fit, losses, rows
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
+
+from conftest import fit, losses, rows
 from librobot.training.loggers import CSVLogger
 
 
@@ -16,47 +21,80 @@ def test_tensorboard_events_read_back(dataset, tmp_path):
     assert [scalar.value for scalar in scalars] == pytest.approx([float(loss) for loss in losses(tmp_path)])
 
 
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """The records of a .wandb file, which is a LevelDB log: blocks of 32 KiB after a header of 7 bytes, in them
+    chunks of checksum, length and kind (1 whole, 2 first, 3 middle, 4 last), none crossing a block's end."""
+    data, block, place, record = path.read_bytes(), 32768, 7, b""
+    assert data[:4] == b":W&B"
+    while place + 7 <= len(data):
+        if block - place % block < 7:
+            place += block - place % block
+            continue
+        checksum, length, kind = struct.unpack_from("<IHB", data, place)
+        chunk = data[place + 7 : place + 7 + length]
+        assert zlib.crc32(bytes([kind]) + chunk) == checksum
+        record, place = record + chunk, place + 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
 def test_wandb_keeps_an_offline_run_that_reads_back(dataset, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    fit(dataset, tmp_path, "logger=wandb", "trainer.max_steps=2")
+    fit(dataset, tmp_path, "logger=wandb", "trainer.max_steps=2", "logger.wandb.project=stick")
     wandb.finish()
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    assert (tmp_path / "wandb_id").read_text() in file.name
-    store = DataStore()
-    store.open_for_scan(str(file))
-    found = []
-    while (data := store.scan_data()) is not None:
-        record = Record()
-        record.ParseFromString(data)
-        items = record.history.item
-        values = {"/".join(item.nested_key) or item.key: yaml.safe_load(item.value_json) for item in items}
-        found += [values["train/loss"]] if "train/loss" in values else []
+    found, projects = [], set()
+    for data in wandb_records(file):
+        record = Record.FromString(data)
+        projects |= {record.run.project} if record.HasField("run") else set()
+        items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+        found += [json.loads(items["train/loss"])] if "train/loss" in items else []
     assert found == pytest.approx([float(loss) for loss in losses(tmp_path)])
+    assert projects == {"stick"}
+    assert file.name == f"run-{(tmp_path / 'wandb_id').read_text()}.wandb"
 
 
-def test_csv_goes_on_from_the_checkpoints_step_and_takes_new_columns(tmp_path):
-    first = CSVLogger(str(tmp_path))
-    for step in range(4):
-        first.log_metrics({"loss": 10.0 + step}, step)
-    first.finalize("success")
-    resumed = CSVLogger(str(tmp_path), flush_every_n_rows=1)
-    resumed.log_metrics({"loss": 22.0}, 2)
-    resumed.log_metrics({"loss": 23.0}, 3)
-    resumed.log_metrics({"error": 1.5}, 3)
-    resumed.save()
-    assert [(row["step"], row["loss"], row["error"]) for row in rows(tmp_path)] == [
-        ("0", "10.0", ""),
-        ("1", "11.0", ""),
-        ("2", "22.0", ""),
-        ("3", "23.0", "1.5"),
-    ]
+def log(logger, *entries):
+    for step, metrics in entries:
+        logger.log_metrics(metrics, step)
 
 
-def test_csv_refuses_to_flush_never(tmp_path):
-    with pytest.raises(ValueError, match="at least 1, found 0"):
-        CSVLogger(str(tmp_path), flush_every_n_rows=0)
+def test_csv_has_one_row_for_a_step_and_takes_new_columns(tmp_path):
+    log(
+        CSVLogger(str(tmp_path)),
+        (0, {"loss": 1.0}),
+        (1, {"loss": 2.0}),
+        (1, {"error": 3.0}),
+        (2, {"loss": 4.0}),
+    )
+    found = [(row["step"], row["loss"], row["error"]) for row in rows(tmp_path)]
+    assert found == [("0", "1.0", ""), ("1", "2.0", "3.0"), ("2", "4.0", "")]
+
+
+def test_csv_goes_on_from_the_checkpoints_step(tmp_path):
+    log(CSVLogger(str(tmp_path)), *((step, {"loss": 10.0 + step}) for step in range(4)), (2, {"error": 1.0}))
+    log(CSVLogger(str(tmp_path)), (2, {"loss": 22.0}), (3, {"loss": 23.0}))
+    found = [(row["step"], row["loss"], row["error"]) for row in rows(tmp_path)]
+    assert found == [("0", "10.0", ""), ("1", "11.0", ""), ("2", "22.0", "1.0"), ("3", "23.0", "")]
+
+
+def test_csv_of_a_run_that_starts_anew_holds_nothing_older(tmp_path):
+    log(CSVLogger(str(tmp_path)), (0, {"other": 1.0}), (1, {"other": 1.0}))
+    log(CSVLogger(str(tmp_path)), (0, {"loss": 2.0}))
+    assert rows(tmp_path) == [{"step": "0", "loss": "2.0"}]
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_validation_metrics_survive_a_stop(stop, dataset, tmp_path):
+    options = ["data.val_fraction=0.25", "data.batch_size=18", "trainer.log_every_n_steps=2"]
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+    fit(dataset, straight, *options, "trainer.max_steps=5")
+    fit(dataset, parts, *options, f"trainer.max_steps={stop}")
+    fit(dataset, parts, *options, "trainer.max_steps=5", "ckpt=last")
+    assert [row["step"] for row in rows(straight) if row["val/loss"]] == ["2", "4"]
+    assert rows(parts) == rows(straight)

@@ -1,14 +1,14 @@
-"""Training goes on where it stopped: the same losses and weights as without the stop; seeds decide the rest."""
+"""Training goes on where it stopped, with the losses and weights of a run that never did."""
 
 import pytest
 import torch
-from conftest import FRAMES, fit, losses, rows
 
+from conftest import FRAMES, fit, losses, rows
 from librobot.errors import LibrobotError
 
 LAST = "checkpoints/last.ckpt"
-# Samples in a batch -> steps in an epoch: the stop after two steps lies in the middle of an epoch, the resumed
-# run crosses into the next; the stop lies at an epoch's end.
+# Batch sizes: the stop after two steps lies in the middle of an epoch; and the resumed run crosses into the
+# next one; the stop lies at an epoch's end.
 MIDDLE, ACROSS, END = 4, FRAMES // 3, FRAMES // 2
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+
 from conftest import FRAMES, losses, tiny, train
 
 pytestmark = pytest.mark.slow

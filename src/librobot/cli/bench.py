@@ -19,7 +19,7 @@ def names() -> list[str]:
 def command() -> None:
     parser = argparse.ArgumentParser(
         "librobot-bench",
-        description="Measure one thing side by side with a peer or a bare loop, into outputs/bench/NAME.json.",
+        description="Measure one thing beside a peer or a bare loop; writes outputs/bench/NAME.json.",
         epilog="librobot-bench NAME --help lists the options of NAME. --debug: errors with a traceback.",
     )
     parser.add_argument("name", metavar="NAME", help=", ".join(names()))

@@ -87,8 +87,8 @@ def build_spec(cfg: DictConfig, source: Source) -> RobotSpec:
     if problems:
         raise LibrobotError(
             f"{source.provenance.get('root', 'the dataset')} does not fit robot {spec.name!r}: "
-            f"{'; '.join(problems)}. Choose its cameras with data.cameras=[...], name the robot that recorded "
-            f"it, or take robot=from_data, which reads the robot from the dataset"
+            f"{'; '.join(problems)}. Choose its cameras with data.cameras=[...], name the robot that "
+            f"recorded it, or take robot=from_data, which reads the robot from the dataset"
         )
     sizes = {camera.name: camera for camera in theirs.cameras}
     return replace(spec, cameras=tuple(sizes[name] for name in spec.camera_names))

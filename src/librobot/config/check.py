@@ -75,7 +75,7 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def locate(name: str, path: str) -> Callable[..., Any]:
-    """The class or function called `name`; where it cannot be imported, LibrobotError names the config path."""
+    """The class or function called `name`; LibrobotError names the config path of what cannot be imported."""
     try:
         found = get_object(name)
     except (ImportError, ValueError, AttributeError) as error:

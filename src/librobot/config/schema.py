@@ -76,7 +76,7 @@ class RecordConfig:
 
 
 def check_root(cfg: DictConfig, schema: type = TrainConfig) -> None:
-    """Raise LibrobotError where the root of `cfg` has a key that `schema` lacks, or a value of another type."""
+    """Raise LibrobotError where the root of `cfg` has a key that `schema` lacks or another type of value."""
     names = list(schema.__dataclass_fields__)  # type: ignore[attr-defined]
     unknown = [str(key) for key in cfg if key not in names]
     if unknown:

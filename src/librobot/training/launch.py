@@ -121,8 +121,8 @@ def newest_run(name: str) -> Path:
         return max(same, key=lambda run: runs[run])
     others = ", ".join(str(run) for run in sorted(runs, key=lambda run: -runs[run])[:5])
     raise LibrobotError(
-        f"ckpt=last: no run called {name!r} below {RUNS} has a checkpoint (a run is called after its experiment "
-        f"or framework, or name=...); runs with a checkpoint: {others or 'none'}; name one with run_dir=DIR "
+        f"ckpt=last: no run called {name!r} below {RUNS} has a checkpoint (a run is called after its "
+        f"experiment or framework, or name=...); runs with a checkpoint: {others or 'none'}; name one with run_dir=DIR "
         f"or ckpt=PATH"
     )
 

@@ -21,19 +21,16 @@ if TYPE_CHECKING:
 class CSVLogger(Logger):
     """Writes `save_dir`/metrics.csv (one row per logged step) and hparams.yaml.
 
-    A resumed run goes on in the same file: rows from after the checkpoint's step are dropped, so that the
-    file reads as if the run had never stopped.
+    Every value is in the file as soon as it is logged. A resumed run goes on in the same file: rows from after
+    the checkpoint's step are dropped, so that the file reads as if the run had never stopped.
     """
 
-    def __init__(self, save_dir: str, flush_every_n_rows: int = 100) -> None:
+    def __init__(self, save_dir: str) -> None:
         super().__init__()
-        if flush_every_n_rows < 1:
-            raise ValueError(f"flush_every_n_rows must be at least 1, found {flush_every_n_rows}")
         self.path = Path(save_dir) / "metrics.csv"
-        self.flush_every_n_rows = flush_every_n_rows
         self.columns = ["step"]
-        self.rows: dict[int, dict[str, Any]] = {}  # not yet in the file, by step
-        self.begun = False
+        self.row: dict[str, Any] = {}  # the newest one, which may still get values
+        self.place = 0  # in the file, in bytes, of that row
 
     @property
     def name(self) -> str:
@@ -52,36 +49,27 @@ class CSVLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         number = int(step or 0)
-        if not self.begun:
+        if not self.row:
             self._begin(number)
-        self.rows.setdefault(number, {"step": number}).update(metrics)
-        if len(self.rows) > self.flush_every_n_rows:
-            self.save()
+        elif number != self.row["step"]:
+            self.row, self.place = {"step": number}, self.path.stat().st_size
+        self.row |= metrics
+        new = sorted(self.row.keys() - set(self.columns))
+        if new:
+            earlier = [row for row in self._read() if int(row["step"]) != number]
+            self._rewrite(earlier, [*self.columns, *new])
+        os.truncate(self.path, self.place)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(self.row)
 
-    @rank_zero_only
-    def save(self) -> None:
-        """Append what is not yet in the file; a new column rewrites it."""
-        if not self.rows:
-            return
-        new = sorted({key for row in self.rows.values() for key in row} - set(self.columns))
-        if new or not self.path.is_file():
-            self._rewrite([*self._read(), *self.rows.values()], [*self.columns, *new])
-        else:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.columns).writerows(self.rows.values())
-        self.rows = {}
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        self.save()
-
-    def _begin(self, first_step: int) -> None:
-        """Take over the rows of an earlier part of this run up to `first_step`."""
-        self.begun = True
-        earlier = self._read()
-        if earlier:
-            self.columns = list(earlier[0])
-            self._rewrite([row for row in earlier if int(row["step"]) < first_step], self.columns)
+    def _begin(self, number: int) -> None:
+        """Take over the rows of an earlier part of this run, and what it logged for step `number` already."""
+        earlier = self._read() if number > 0 else []
+        same = [row for row in earlier if int(row["step"]) == number]
+        given = {key: value for row in same for key, value in row.items() if value != ""}
+        self.row = {**given, "step": number}
+        columns = list(earlier[0]) if earlier else ["step"]
+        self._rewrite([row for row in earlier if int(row["step"]) < number], columns)
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
@@ -90,6 +78,7 @@ class CSVLogger(Logger):
             return list(csv.DictReader(file))
 
     def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
+        """Write the file anew, up to where the newest row goes."""
         self.columns = columns
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.tmp")
@@ -98,6 +87,7 @@ class CSVLogger(Logger):
             writer.writeheader()
             writer.writerows(rows)
         partial.replace(self.path)
+        self.place = self.path.stat().st_size
 
 
 def wandb_logger(

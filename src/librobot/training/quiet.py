@@ -16,7 +16,7 @@ NOISE = (
     "`Trainer(val_check_interval=1.0)` was configured",
 )
 WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
-    # Framework.on_before_batch_transfer seeds the step, DataModule.on_after_batch_transfer augments: meant so.
+    # Meant so: Framework.on_before_batch_transfer seeds, DataModule.on_after_batch_transfer augments.
     (r"You have overridden `on_before_batch_transfer` in `LightningModule`", UserWarning),
     # Lightning's own use of torch's pytree.
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),

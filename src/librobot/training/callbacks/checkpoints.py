@@ -71,7 +71,7 @@ class SaveCheckpoints(Checkpoint):
 class SaveOnSignal(Callback):
     """On SIGTERM or SIGINT: finish the current optimiser step, save last.ckpt, end the run with a message.
 
-    A second signal ends the run at once. The processes of several devices agree on the step by a reduction
+    The run ends before the next step, so that the metrics of this one are still logged. A second signal ends the run at once. The processes of several devices agree on the step by a reduction
     every `agree_every_n_steps` steps, so that they all save the same one.
     """
 
@@ -80,6 +80,7 @@ class SaveOnSignal(Callback):
             raise ValueError(f"agree_every_n_steps must be at least 1, found {agree_every_n_steps}")
         self.agree_every_n_steps = agree_every_n_steps
         self.received: int | None = None
+        self.stopped: Stopped | None = None
         self.before: dict[int, Any] = {}
         self.step_before = 0
         self.process = os.getpid()
@@ -100,7 +101,19 @@ class SaveOnSignal(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self.end()
         self.step_before = trainer.global_step
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.end()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the run where a checkpoint was saved because of a signal."""
+        if self.stopped:
+            raise self.stopped
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,11 +127,11 @@ class SaveOnSignal(Callback):
         name = signal.Signals(number).name
         checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, SaveCheckpoints)]
         if not checkpoints:
-            raise Stopped(
-                f"stopped by {name} after step {step}; nothing saved (no checkpoint callback)", 128 + number
-            )
+            text = f"stopped by {name} after step {step}; nothing saved (no checkpoint callback)"
+            self.stopped = Stopped(text, 128 + number)
+            return
         path = checkpoints[0].save_last(trainer)
-        raise Stopped(
+        self.stopped = Stopped(
             f"stopped by {name} after step {step}, saved {path}; "
             f"go on with the same command and run_dir={trainer.default_root_dir} ckpt=last",
             128 + number,
