@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: beside the packages below src/, the folder conf/ is the package librobot.conf."""
+"""What pyproject.toml cannot say: beside src/'s packages, the folder conf/ is the package librobot.conf."""
 
 from setuptools import find_namespace_packages, setup
 

@@ -13,7 +13,7 @@ CASES = [
     ("train", ["data=lerobot", "data.root=x", "ckpt=last"], "no run called 'act'"),
     ("train", ["data=lerobot", "data.root=x", "ckpt=nowhere.ckpt"], "nowhere.ckpt"),
     ("train", ["data=lerobot"], "data.root"),
-    ("eval", [], "ckpt: a value is needed"),
+    ("eval", [], "ckpt: name what to evaluate"),
     ("eval", ["ckpt=x", "episode=3"], "'episodes'"),
     ("record", [], "output: a value is needed"),
     ("data", ["info", "/nowhere"], "/nowhere"),

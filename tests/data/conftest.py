@@ -21,7 +21,7 @@ def spec() -> RobotSpec:
     return RobotSpec(
         "arm",
         (Camera("front", 32, 48), Camera("wrist", 24, 24)),
-        tuple(Dim(f"joint_{i}", "rad", "joint") for i in range(3)) + (Dim("gripper", low=0.0, high=1.0),),
+        (*(Dim(f"joint_{i}", "rad", "joint") for i in range(3)), Dim("gripper", low=0.0, high=1.0)),
         (Dim("x", "m", "ee_position", "delta"), Dim("gripper", kind="gripper")),
         10.0,
     )

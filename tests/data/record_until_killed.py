@@ -1,11 +1,11 @@
 """Records a small dataset in processes that are killed; run by test_writer.py.
 
-    python record_until_killed.py record FOLDER FORMAT      one recording, a dot printed for every stored episode
-    python record_until_killed.py kill FOLDER FORMAT        kills one at each of its renames, then goes on with it
+    python record_until_killed.py record FOLDER FORMAT      one recording, a dot for every stored episode
+    python record_until_killed.py kill FOLDER FORMAT        kills one at each rename, then goes on with it
     python record_until_killed.py kill FOLDER FORMAT 3 15   only at these
 
-The second prints one JSON object for each kill: {"folder", "stored", "resumed"}: episodes that `add_episode` had
-returned before the kill, and those that the next recording found. FOLDER/whole is never killed.
+For each kill the second prints a JSON object {"folder", "stored", "resumed"}: the episodes that
+`add_episode` had returned before, and those that the next recording found. FOLDER/whole is never killed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def make_episode(index: int) -> dict[str, Any]:
 
 
 def record(root: Path, image_format: Literal["image", "video"], note: Callable[[bytes], Any]) -> None:
-    """Two sessions of two episodes; goes on with what is there. `note` hears of the start and each episode."""
+    """Two sessions of two episodes; goes on with what is there. `note` hears of the start and episodes."""
     writer = LeRobotWriter(root, SPEC, fps=10, image_format=image_format, resume=True)
     note(str(writer.num_episodes).encode())
     for goal in (NUM_EPISODES // 2, NUM_EPISODES):

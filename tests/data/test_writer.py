@@ -158,7 +158,7 @@ def test_a_kill_from_outside(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "d/meta/info.json").exists()
-    with pytest.raises(LibrobotError, match="interrupted; its . staged episodes are whole"):
+    with pytest.raises(LibrobotError, match=r"interrupted; its . staged episodes are whole"):
         LeRobotSource(tmp_path / "d")
     with LeRobotWriter(tmp_path / "d", SPEC, fps=10, image_format="video", resume=True) as writer:
         kept = writer.num_episodes

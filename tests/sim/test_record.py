@@ -23,7 +23,7 @@ def test_demonstration_and_evaluation_scenes_are_apart() -> None:
 
 def test_the_clean_action_is_stored(suite) -> None:
     """With noise, the stored action is what the expert says in the recorded state, not what was executed."""
-    recorder = EpisodeRecorder(suite, seed=0, noise=1.0)
+    recorder = EpisodeRecorder(suite, kinds=suite.kinds, seed=0, noise=1.0)
     noisy = next(d for d in map(recorder, range(10)) if len(d.action) > 4)
     tip, target = noisy.state[:, 6:9], noisy.action[:, :3]
     assert (np.linalg.norm(target - tip, axis=1) <= 0.0451).all()  # the expert's longest step, in m
@@ -74,4 +74,4 @@ def test_impossible_numbers(suite, tmp_path) -> None:
     with pytest.raises(LibrobotError, match="episodes >= 1"):
         record_demonstrations(suite, tmp_path, episodes=0)
     with pytest.raises(LibrobotError, match="lower episodes or seed"):
-        EpisodeRecorder(suite, seed=DEMONSTRATION_SEEDS.stop, noise=0.0)(0)
+        EpisodeRecorder(suite, kinds=suite.kinds, seed=DEMONSTRATION_SEEDS.stop, noise=0.0)(0)

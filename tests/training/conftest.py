@@ -1,4 +1,4 @@
-"""A small dataset on disk, overrides that make every run tiny, and runs: in this process or as the command."""
+"""A small dataset on disk, overrides that make a run tiny, and runs: in this process or as the command."""
 
 import csv
 import os

@@ -1,6 +1,7 @@
 """Every logger's files can be read back, and hold what was trained."""
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import fit, losses, rows
-from librobot.training.loggers import CSVLogger
+from librobot.training.loggers import CSVLogger, wandb_logger
 
 
 def test_tensorboard_events_read_back(dataset, tmp_path):
@@ -22,8 +23,8 @@ def test_tensorboard_events_read_back(dataset, tmp_path):
 
 
 def wandb_records(path: Path) -> Iterator[bytes]:
-    """The records of a .wandb file, which is a LevelDB log: blocks of 32 KiB after a header of 7 bytes, in them
-    chunks of checksum, length and kind (1 whole, 2 first, 3 middle, 4 last), none crossing a block's end."""
+    """The records of a .wandb file, which is a LevelDB log: blocks of 32 KiB, the first after 7 bytes of its
+    own, in them chunks with checksum, length and kind (1 whole, 2 first, 3 middle, 4 last) before each."""
     data, block, place, record = path.read_bytes(), 32768, 7, b""
     assert data[:4] == b":W&B"
     while place + 7 <= len(data):
@@ -39,12 +40,30 @@ def wandb_records(path: Path) -> Iterator[bytes]:
             record = b""
 
 
-def test_wandb_keeps_an_offline_run_that_reads_back(dataset, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
+@pytest.fixture
+def wandb(tmp_path, monkeypatch):
+    """W&B as on a machine where nobody has an account."""
+    module = pytest.importorskip("wandb")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("NETRC", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield module
+    module.teardown()
+
+
+def test_wandb_is_offline_without_an_account_and_goes_on_in_the_same_run(wandb, tmp_path):
+    first, resumed = wandb_logger(str(tmp_path)), wandb_logger(str(tmp_path))
+    assert first._offline
+    assert first.version == resumed.version == (tmp_path / "wandb_id").read_text()
+    assert not wandb_logger(str(tmp_path / "online"), offline=False)._offline
+
+
+def test_wandb_keeps_an_offline_run_that_reads_back(wandb, dataset, tmp_path, monkeypatch):
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
     fit(dataset, tmp_path, "logger=wandb", "trainer.max_steps=2", "logger.wandb.project=stick")
     wandb.finish()
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
@@ -89,12 +108,12 @@ def test_csv_of_a_run_that_starts_anew_holds_nothing_older(tmp_path):
     assert rows(tmp_path) == [{"step": "0", "loss": "2.0"}]
 
 
-@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("stop", [2, 3])  # at a validation, after one
 def test_validation_metrics_survive_a_stop(stop, dataset, tmp_path):
     options = ["data.val_fraction=0.25", "data.batch_size=18", "trainer.log_every_n_steps=2"]
     straight, parts = tmp_path / "straight", tmp_path / "parts"
     fit(dataset, straight, *options, "trainer.max_steps=5")
     fit(dataset, parts, *options, f"trainer.max_steps={stop}")
     fit(dataset, parts, *options, "trainer.max_steps=5", "ckpt=last")
-    assert [row["step"] for row in rows(straight) if row["val/loss"]] == ["2", "4"]
+    assert [row["step"] for row in rows(straight) if row["val/loss"]] == ["1", "3"]
     assert rows(parts) == rows(straight)

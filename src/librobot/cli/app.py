@@ -23,6 +23,9 @@ def start(command: Callable[[], Any], config_name: str = "") -> None:
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         os.environ[DEBUG] = "1"
+    for flag in {"-m", "--multirun"} & set(sys.argv):  # Hydra refuses it between overrides
+        sys.argv.remove(flag)
+        sys.argv.insert(1, flag)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
     try:
         command()

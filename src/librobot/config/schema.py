@@ -84,12 +84,12 @@ def check_root(cfg: DictConfig, schema: type = TrainConfig) -> None:
             f"{unknown[0]}: the configuration has no such key at its root; {nearest(unknown[0], names)}"
         )
     for name in names:
+        if OmegaConf.is_missing(cfg, name):
+            continue  # reported with all the others by check()
         if name not in cfg:
             raise LibrobotError(
                 f"{name}: missing from the configuration (is its group in the defaults list?)"
             )
-        if OmegaConf.is_missing(cfg, name):
-            continue  # reported with all the others by check()
         try:
             OmegaConf.structured(schema)[name] = cfg[name]
         except OmegaConfBaseException as error:

@@ -165,8 +165,8 @@ class KeypointTower(Tower):
         if sentence is None:
             raise ValueError("the keypoint tower needs a sentence vector for every picture")
         heatmaps, features = self.heatmaps(pixels, sentence)
-        rows = torch.linspace(-1, 1, heatmaps.shape[1], device=pixels.device)
-        columns = torch.linspace(-1, 1, heatmaps.shape[2], device=pixels.device)
+        rows = torch.linspace(-1, 1, heatmaps.shape[1]).to(heatmaps)
+        columns = torch.linspace(-1, 1, heatmaps.shape[2]).to(heatmaps)
         places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
         points = torch.einsum("myxp,yxc->mpc", heatmaps, places).to(features.dtype)
         groups = rearrange(points, "m (v g) xy -> v m (g xy)", g=self.keypoints_per_token)

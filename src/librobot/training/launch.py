@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from librobot.config.compose import write
+from librobot.config.compose import resolve, write
 from librobot.config.schema import TrainConfig, check_root
 from librobot.errors import LibrobotError
 
@@ -47,6 +47,7 @@ def launch(cfg: DictConfig) -> float | None:
     state = HydraConfig.get()
     is_sweep = state.mode == RunMode.MULTIRUN
     check_root(cfg, TrainConfig)
+    resolve(cfg)  # what is missing is said before any folder is made
     job = str(state.job.num) if is_sweep else None
     with open_dict(cfg):
         cfg.name = cfg.name or default_name(state.runtime.choices)
@@ -81,6 +82,8 @@ def place(cfg: DictConfig, job: str | None = None, job_dir: str | None = None) -
     outputs/train with the same `name`, which then goes on in its own directory.
     """
     given = cfg.run_dir
+    if cfg.ckpt not in (None, "last"):
+        cfg.ckpt = str(checkpoint_of(Path(cfg.ckpt)))
     if job is not None:
         cfg.run_dir = str(Path(given) / job) if given else job_dir
     elif given is None and cfg.ckpt == "last":
@@ -94,9 +97,7 @@ def place(cfg: DictConfig, job: str | None = None, job_dir: str | None = None) -
                 f"ckpt=last: expected {last}, which does not exist; leave ckpt out to start anew"
             )
         cfg.ckpt = str(last)
-    elif cfg.ckpt is not None:
-        cfg.ckpt = str(checkpoint_of(Path(cfg.ckpt)))
-    elif last.exists():
+    elif cfg.ckpt is None and last.exists():
         raise LibrobotError(
             f"run_dir={cfg.run_dir} already holds a run ({last}); go on with it by ckpt=last, "
             f"name another run_dir, or remove it"
@@ -122,8 +123,8 @@ def newest_run(name: str) -> Path:
     others = ", ".join(str(run) for run in sorted(runs, key=lambda run: -runs[run])[:5])
     raise LibrobotError(
         f"ckpt=last: no run called {name!r} below {RUNS} has a checkpoint (a run is called after its "
-        f"experiment or framework, or name=...); runs with a checkpoint: {others or 'none'}; name one with run_dir=DIR "
-        f"or ckpt=PATH"
+        f"experiment or framework, or name=...); runs with a checkpoint: {others or 'none'}; name one "
+        f"with run_dir=DIR or ckpt=PATH"
     )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import os
+import secrets
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
 class CSVLogger(Logger):
     """Writes `save_dir`/metrics.csv (one row per logged step) and hparams.yaml.
 
-    Every value is in the file as soon as it is logged. A resumed run goes on in the same file: rows from after
-    the checkpoint's step are dropped, so that the file reads as if the run had never stopped.
+    Every value is in the file as soon as it is logged. A resumed run goes on in the same file: rows from
+    after the checkpoint's step are dropped, so that the file reads as if the run had never stopped.
     """
 
     def __init__(self, save_dir: str) -> None:
@@ -109,7 +112,7 @@ def wandb_logger(
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if offline is None:
-        offline = os.environ.get("WANDB_MODE") == "offline" or wandb.api.api_key is None
+        offline = os.environ.get("WANDB_MODE") == "offline" or not has_account(wandb)
         if offline:
             rank_zero_info(
                 f"W&B: no API key is configured, so the run is kept in {folder / 'wandb'} "
@@ -117,7 +120,7 @@ def wandb_logger(
             )
     note = folder / "wandb_id"
     if not note.exists():
-        note.write_text(wandb.util.generate_id())
+        note.write_text(secrets.token_hex(4))
     return WandbLogger(
         save_dir=save_dir,
         project=project,
@@ -129,6 +132,13 @@ def wandb_logger(
         id=note.read_text().strip(),
         resume="allow",
     )
+
+
+def has_account(wandb: ModuleType) -> bool:
+    """Whether W&B knows who the user is; asks nobody, neither the user nor the network."""
+    if "prompt" in inspect.signature(wandb.login).parameters:  # since the autumn of 2026
+        return bool(wandb.login(prompt=False, verify=False))
+    return wandb.api.api_key is not None
 
 
 def tensorboard_logger(save_dir: str) -> TensorBoardLogger:

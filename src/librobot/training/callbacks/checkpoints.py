@@ -71,8 +71,9 @@ class SaveCheckpoints(Checkpoint):
 class SaveOnSignal(Callback):
     """On SIGTERM or SIGINT: finish the current optimiser step, save last.ckpt, end the run with a message.
 
-    The run ends before the next step, so that the metrics of this one are still logged. A second signal ends the run at once. The processes of several devices agree on the step by a reduction
-    every `agree_every_n_steps` steps, so that they all save the same one.
+    The run ends before the next step, so that the metrics of this one are still logged; a second signal ends
+    it at once. The processes of several devices agree on the step by a reduction every `agree_every_n_steps`
+    steps, so that they all save the same one.
     """
 
     def __init__(self, agree_every_n_steps: int = 10) -> None:
