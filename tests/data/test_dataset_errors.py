@@ -45,8 +45,7 @@ def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     pq.write_table(change(pq.read_table(path)), path)
 
 
-def replace_column(table: pa.Table, name: str, values: np.ndarray) -> pa.Table:
-    column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+def replace_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
     return table.set_column(table.column_names.index(name), name, column)
 
 
@@ -63,9 +62,7 @@ def test_no_action_feature(damaged: Path) -> None:
 
 def test_no_action_column_in_a_data_file(damaged: Path) -> None:
     rewrite(damaged / DATA, lambda table: table.drop_columns(["action"]))
-    text = message(damaged)
-    assert str(damaged / DATA) in text
-    assert "no column 'action'" in text
+    assert message(damaged).startswith(f"{damaged / DATA}: no column 'action'")
 
 
 def test_a_camera_that_the_dataset_lacks(image_dataset: Path) -> None:
@@ -108,7 +105,7 @@ def test_values_that_are_not_finite(damaged: Path, key: str, name: str, value: f
     def change(table: pa.Table) -> pa.Table:
         values = np.array(table[key].to_pylist(), np.float32)
         values[9, 1] = value
-        return replace_column(table, key, values)
+        return replace_column(table, key, pa.array(values.tolist(), pa.list_(pa.float32(), values.shape[1])))
 
     rewrite(damaged / DATA, change)
     text = message(damaged)
@@ -120,8 +117,7 @@ def test_an_empty_value(damaged: Path) -> None:
     def change(table: pa.Table) -> pa.Table:
         values = table["action"].to_pylist()
         values[9] = None
-        column = pa.array(values, pa.list_(pa.float32(), 2))
-        return table.set_column(table.column_names.index("action"), "action", column)
+        return replace_column(table, "action", pa.array(values, pa.list_(pa.float32(), 2)))
 
     rewrite(damaged / DATA, change)
     assert message(damaged).startswith(f"{damaged / DATA}: row 9: action is empty")
@@ -189,9 +185,7 @@ def test_an_image_that_is_none(damaged: Path) -> None:
         values = table["observation.images.wrist"].to_pylist()
         values[9]["bytes"] = b"\x89PNG\r\n\x1a\n" + bytes(100)
         column = pa.array(values, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-        return table.set_column(
-            table.column_names.index("observation.images.wrist"), "observation.images.wrist", column
-        )
+        return replace_column(table, "observation.images.wrist", column)
 
     rewrite(damaged / DATA, change)
     text = message(damaged)
@@ -220,7 +214,7 @@ def test_an_episode_of_another_length(damaged: Path, column: str) -> None:
         def change(table: pa.Table) -> pa.Table:
             lengths = table["length"].to_numpy().copy()
             lengths[2] = 9
-            return table.set_column(table.column_names.index("length"), "length", pa.array(lengths))
+            return replace_column(table, "length", pa.array(lengths))
 
         rewrite(path, change)
         expected, found = 9, 8

@@ -112,6 +112,7 @@ class GLRenderer:
         import mujoco
 
         height, width = height or self._size[0], width or self._size[1]
+        assert self._gl is not None, "this renderer is closed"
         self._gl.make_current()
         self._camera.fixedcamid = _camera_id(self._model, camera)
         everything = mujoco.mjtCatBit.mjCAT_ALL.value

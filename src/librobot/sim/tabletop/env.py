@@ -101,9 +101,10 @@ class TabletopEnv(gymnasium.Env):
         self, action: Float[np.ndarray, " a"]
     ) -> tuple[EnvObservation, float, bool, bool, dict[str, Any]]:
         action = np.asarray(action, dtype=np.float64)
-        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+        expected = (5,) if self.action_mode == "ee" else (6,)
+        if action.shape != expected or not np.isfinite(action).all():
             raise LibrobotError(
-                f"tabletop: an action must be {self.action_space.shape[0]} finite numbers "
+                f"tabletop: an action must be {expected[0]} finite numbers "
                 f"(env.action={self.action_mode}), found shape {action.shape}: {action}"
             )
         self._execute(action)
@@ -115,7 +116,7 @@ class TabletopEnv(gymnasium.Env):
         truncated = not success and self._steps >= STEP_LIMITS[kind]
         return self.observe(), float(success), success, truncated, {"kind": kind, "success": success}
 
-    def render(self) -> UInt8[np.ndarray, "h w 3"]:  # type: ignore[override]
+    def render(self) -> UInt8[np.ndarray, "h w 3"]:
         return self._get_renderer().render(self.data, "video", *VIDEO_SIZE)
 
     def close(self) -> None:
