@@ -52,7 +52,7 @@ class ExperimentSource(FileConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         inner = _inside(config_path)
-        return bool(inner) and super().is_config(inner)
+        return inner is not None and inner != "" and super().is_config(inner)
 
     def load_config(self, config_path: str) -> ConfigResult:
         return super().load_config(_inside(config_path) or config_path)
