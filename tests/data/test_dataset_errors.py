@@ -97,6 +97,21 @@ def test_a_robot_that_fits_takes_the_stored_sizes(image_dataset: Path, spec: Rob
     assert [(c.name, c.height, c.width) for c in found.cameras] == [("wrist", 24, 24), ("front", 32, 48)]
 
 
+def test_a_robot_of_another_rate_warns(image_dataset: Path, spec: RobotSpec) -> None:
+    node = robot(spec, ["wrist", "front"]) | {"control_hz": 2 * spec.control_hz}
+    with pytest.warns(UserWarning, match="2 times as fast"):
+        build_spec(OmegaConf.create({"robot": node}), LeRobotSource(image_dataset))
+
+
+@pytest.mark.parametrize("change", [{"name": "arm", "arms": 2}, {"control_hz": 0}, {"action": [{"low": 1}]}])
+def test_a_stored_robot_that_is_none(damaged: Path, change: dict) -> None:
+    path = damaged / "meta/librobot.json"
+    described = json.loads(path.read_text())
+    described["spec"] |= change
+    path.write_text(json.dumps(described))
+    assert message(damaged).startswith(f"{path}: spec: expected what RobotSpec.to_dict gives")
+
+
 @pytest.mark.parametrize(("key", "name"), [("action", "gripper"), ("observation.state", "joint_1")])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite(damaged: Path, key: str, name: str, value: float) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lerobot_written import write_with_lerobot
 
 from librobot.data.sources.lerobot import LeRobotSource
 from librobot.data.statistics import vector_statistics
@@ -21,53 +22,6 @@ def open_with_lerobot(root: Path) -> Any:
 
     # The decoder that is always there; torchcodec needs FFmpeg's shared libraries of the system.
     return LeRobotDataset("somebody/something", root=root, video_backend="pyav")
-
-
-def write_with_lerobot(
-    root: Path, height: int, width: int, lengths: tuple[int, ...], *, video: bool, state_dim: int = 6
-) -> None:
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    image = {
-        "dtype": "video" if video else "image",
-        "shape": (height, width, 3),
-        "names": ["height", "width", "channels"],
-    }
-    vector = {
-        "dtype": "float32",
-        "shape": (state_dim,),
-        "names": [f"joint_{i}.pos" for i in range(state_dim)],
-    }
-    features = {
-        "observation.images.top": image,
-        "observation.images.side_cam": dict(image),
-        "observation.state": vector,
-        "action": dict(vector),
-    }
-    dataset = LeRobotDataset.create(
-        "somebody/something",
-        fps=30,
-        features=features,
-        root=root,
-        robot_type="so100_follower",
-        use_videos=video,
-    )
-    generator = np.random.default_rng(0)
-    rows, columns = np.mgrid[:height, :width]
-    for episode, length in enumerate(lengths):
-        for frame in range(length):
-            image = np.stack([columns + 9 * frame, rows + 25 * episode, rows + columns], -1).astype(np.uint8)
-            dataset.add_frame(
-                {
-                    "observation.images.top": image,
-                    "observation.images.side_cam": np.ascontiguousarray(image[::-1]),
-                    "observation.state": generator.normal(size=state_dim).astype(np.float32),
-                    "action": generator.normal(size=state_dim).astype(np.float32),
-                    "task": ("pick the cube", "open the drawer")[episode % 2],
-                }
-            )
-        dataset.save_episode(parallel_encoding=False)
-    dataset.finalize()
 
 
 def assert_same_content(root: Path) -> None:
@@ -100,7 +54,7 @@ def test_reads_what_lerobot_writes(tmp_path: Path, video: bool) -> None:
 
 
 def test_reads_single_dimensions(tmp_path: Path) -> None:
-    write_with_lerobot(tmp_path / "d", 32, 32, (3, 2), video=False, state_dim=1)
+    write_with_lerobot(tmp_path / "d", 32, 32, (3, 2), video=False, state=["lift"], action=["lift"])
     assert_same_content(tmp_path / "d")
 
 

@@ -9,15 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from lerobot_written import JOINTS, write_with_lerobot
 
 pytest.importorskip("lerobot")
 
 LENGTHS = (9, 7, 8)
-TASKS = ("pick the cube", "open the drawer", "pick the cube")
-STATE = [f"joint_{i}.pos" for i in range(6)]
 ACTION = ["x", "y", "z", "yaw", "gripper"]
 TINY = (
     "framework.width=32",
@@ -37,41 +35,8 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
     root = tmp_path_factory.mktemp("lerobot") / "dataset"
-    image = {"dtype": "video", "shape": (480, 640, 3), "names": ["height", "width", "channels"]}
-    features = {
-        "observation.images.top": image,
-        "observation.images.side_cam": dict(image),
-        "observation.state": {"dtype": "float32", "shape": (6,), "names": STATE},
-        "action": {"dtype": "float32", "shape": (5,), "names": ACTION},
-    }
-    dataset = LeRobotDataset.create(
-        "somebody/something",
-        fps=30,
-        features=features,
-        root=root,
-        robot_type="so101_follower",
-        use_videos=True,
-    )
-    generator = np.random.default_rng(0)
-    rows, columns = np.mgrid[:480, :640]
-    for length, task in zip(LENGTHS, TASKS, strict=True):
-        for frame in range(length):
-            picture = np.stack([columns // 3 + frame, rows // 2, (rows + columns) // 5], -1).astype(np.uint8)
-            dataset.add_frame(
-                {
-                    "observation.images.top": picture,
-                    "observation.images.side_cam": np.ascontiguousarray(picture[::-1]),
-                    "observation.state": generator.normal(size=6).astype(np.float32),
-                    "action": generator.normal(3.0, 2.0, size=5).astype(np.float32),
-                    "task": task,
-                }
-            )
-        dataset.save_episode(parallel_encoding=False)
-    dataset.finalize()
-    return root
+    return write_with_lerobot(root, 480, 640, LENGTHS, video=True, action=ACTION)
 
 
 def train(root: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -102,7 +67,7 @@ def test_it_trains(recorded: Path, tmp_path: Path, overrides: tuple[str, ...]) -
     assert [(camera["name"], camera["height"], camera["width"]) for camera in spec["cameras"]] == [
         (name, 64, 64) for name in cameras
     ]
-    assert [dim["name"] for dim in spec["state"]] == STATE
+    assert [dim["name"] for dim in spec["state"]] == list(JOINTS)
     assert [dim["name"] for dim in spec["action"]] == ACTION
     provenance = checkpoint["librobot"]["provenance"]
     assert provenance["root"] == str(recorded)

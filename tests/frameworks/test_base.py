@@ -53,7 +53,7 @@ def test_parameter_groups(tmp_path):
     assert not [n for n in rate if n.startswith("vlm.sentence")]
     assert decays["vlm.towers.0.stem.weight"]
     assert decays["expert.0.mlp.gate.weight"]
-    for spared in ("vlm.token_embedding.weight", "expert.0.mlp_norm.scale", "action_out_proj.bias"):
+    for spared in ("vlm.text.table.weight", "expert.0.mlp_norm.scale", "action_out_proj.bias"):
         assert not decays[spared], spared
 
 

@@ -54,7 +54,19 @@ def test_without_cameras_the_prompt_remains():
 def test_logits_over_bytes():
     vlm = build()
     logits = vlm.logits(vlm(observe(vlm, ["open"])).hidden)
-    assert logits.shape[-1] == vlm.token_embedding.num_embeddings
+    assert logits.shape[-1] == vlm.text.table.num_embeddings
+
+
+@torch.inference_mode()
+def test_bytes_share_tokens():
+    """BOS and ten bytes make three tokens of four; longer padding adds none, and every byte counts."""
+    vlm = build(bytes_per_token=4)
+    context = vlm(observe(vlm, ["open cubes", "open"], images={}, image_mask={}))
+    assert context.mask.tolist() == [[True, True, True], [True, True, False]]
+    alone = vlm(observe(vlm, ["open"], images={}, image_mask={}))
+    torch.testing.assert_close(context.hidden[1, :2], alone.hidden[0])
+    other = vlm(observe(vlm, ["open cubed"], images={}, image_mask={}))
+    assert not torch.allclose(other.hidden[0, 2], context.hidden[0, 2])
 
 
 def test_what_is_impossible_is_refused():
@@ -67,5 +79,7 @@ def test_what_is_impossible_is_refused():
         build().unused_parameters((3,))
     with pytest.raises(ValueError, match="prefix_attention"):
         build(prefix_attention="sideways")
+    with pytest.raises(ValueError, match="bytes_per_token"):
+        build(bytes_per_token=0)
     with pytest.raises(ValueError, match="num_heads"):
         build(num_heads=3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -68,8 +70,9 @@ def build_suite(env: DictConfig) -> Suite:
 def build_spec(cfg: DictConfig, source: Source) -> RobotSpec:
     """The robot that the policy is for: the named one, or what the dataset says of its own.
 
-    A named robot must be the one that the dataset was recorded with: its cameras, state and action, by name.
-    Image sizes are the dataset's, because `data.image_size` may have changed them.
+    A named robot must be the one that the dataset was recorded with: its cameras, state and action, by name;
+    another control rate warns. Image sizes are the dataset's, because `data.image_size` may have changed
+    them.
     """
     theirs = source.spec
     if not cfg.robot:
@@ -89,6 +92,14 @@ def build_spec(cfg: DictConfig, source: Source) -> RobotSpec:
             f"{source.provenance.get('root', 'the dataset')} does not fit robot {spec.name!r}: "
             f"{'; '.join(problems)}. Choose its cameras with data.cameras=[...], name the robot that "
             f"recorded it, or take robot=from_data, which reads the robot from the dataset"
+        )
+    if not math.isclose(spec.control_hz, theirs.control_hz):
+        factor = spec.control_hz / theirs.control_hz
+        warnings.warn(
+            f"robot {spec.name!r} acts at {spec.control_hz:g} Hz, the dataset was recorded at "
+            f"{theirs.control_hz:g} Hz: motions will be {factor:.2g} times as fast as the demonstrations'; "
+            f"set robot.control_hz={theirs.control_hz:g}",
+            stacklevel=2,
         )
     sizes = {camera.name: camera for camera in theirs.cameras}
     return replace(spec, cameras=tuple(sizes[name] for name in spec.camera_names))

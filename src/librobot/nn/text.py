@@ -1,10 +1,11 @@
-"""Text without a vocabulary file: bytes as tokens, and a small convolutional sentence encoder."""
+"""Text without a vocabulary file: bytes as tokens, their embedding, and a small sentence encoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,6 +36,34 @@ class ByteTokenizer:
             )
         tokens = torch.tensor([row + [PAD] * (len(longest) - len(row)) for row in encoded])
         return {"tokens": tokens, "token_mask": tokens != PAD}
+
+
+class ByteEmbedding(nn.Module):
+    """A vector for every `bytes_per_token` neighbouring bytes: a strided linear map of the bytes' embeddings.
+
+    Attention's cost then falls with that factor (the downsampling of CANINE, Clark et al. 2022). A token is
+    real where any of its bytes is.
+    """
+
+    def __init__(self, width: int, bytes_per_token: int = 1) -> None:
+        super().__init__()
+        if bytes_per_token < 1:
+            raise ValueError(f"bytes_per_token must be at least 1, found {bytes_per_token}")
+        self.stride = bytes_per_token
+        self.table = nn.Embedding(NUM_BYTE_TOKENS, width)
+        nn.init.normal_(self.table.weight, std=0.5)
+        self.merge = nn.Linear(bytes_per_token * width, width) if bytes_per_token > 1 else None
+
+    def forward(
+        self, tokens: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]
+    ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
+        if self.merge is None:
+            return self.table(tokens), mask
+        short_by = -tokens.shape[1] % self.stride
+        mask = functional.pad(mask, (0, short_by))
+        tokens = functional.pad(tokens, (0, short_by), value=PAD)
+        x = rearrange(self.table(tokens) * mask[..., None], "b (m r) d -> b m (r d)", r=self.stride)
+        return self.merge(x), rearrange(mask, "b (m r) -> b m r", r=self.stride).any(dim=-1)
 
 
 class ByteEncoder(nn.Module):

@@ -83,7 +83,7 @@ class FiLM(nn.Module):
 
     def __init__(self, channels: int, text_width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)
         self.film = nn.Linear(text_width, 2 * channels)
 
     def forward(

@@ -18,7 +18,7 @@ from torch.nn import functional
 from librobot.errors import LibrobotError
 from librobot.nn.attention import Angles, Attention, GatedMLP, block_mask, with_self
 from librobot.nn.positions import age_embedding, rotary_angles
-from librobot.nn.text import NUM_BYTE_TOKENS, ByteEncoder, ByteTokenizer
+from librobot.nn.text import ByteEmbedding, ByteEncoder, ByteTokenizer
 from librobot.nn.vision import KeypointTower, Tower
 from librobot.types import Observation
 from librobot.vlms.base import VLM, Context, Geometry
@@ -53,7 +53,8 @@ class TinyVLM(VLM):
 
     `tower` is a factory `tower(width=...)` (see `librobot.nn.vision`), called once, or, with
     `tower_per_camera`, once for each of `max_cameras`; pictures of any size are resized to `image_size` on
-    the device. `prefix_attention` is `bidirectional` (pi0, PaliGemma) or `causal`.
+    the device. `bytes_per_token` neighbouring bytes of the prompt make one token of the language model.
+    `prefix_attention` is `bidirectional` (pi0, PaliGemma) or `causal`.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class TinyVLM(VLM):
         rope_theta: float = 10_000.0,
         image_size: int = 64,
         max_prompt_tokens: int = 96,
+        bytes_per_token: int = 1,
         max_cameras: int = 8,
         prefix_attention: Literal["bidirectional", "causal"] = "bidirectional",
         tower: Callable[..., Tower] = KeypointTower,
@@ -89,13 +91,12 @@ class TinyVLM(VLM):
         text_width = tower_of(self.towers, 0).text_width
         self.sentence = ByteEncoder(text_width) if text_width else None
         self.camera_embedding = nn.Embedding(max_cameras, hidden_size)
-        self.token_embedding = nn.Embedding(NUM_BYTE_TOKENS, hidden_size)
+        self.text = ByteEmbedding(hidden_size, bytes_per_token)
         self.blocks = nn.ModuleList(
             Block(hidden_size, num_heads, num_kv_heads, mlp_width) for _ in range(num_layers)
         )
         self.final_norm = nn.RMSNorm(hidden_size, eps=1e-6)
-        for embedding in (self.camera_embedding, self.token_embedding):
-            nn.init.normal_(embedding.weight, std=0.5)
+        nn.init.normal_(self.camera_embedding.weight, std=0.5)
 
     def forward(self, observation: Observation, *, layers: Sequence[int] = (-1,)) -> Context:
         x, mask = self.embed(observation)
@@ -133,16 +134,15 @@ class TinyVLM(VLM):
         """The prefix before the first block: visual tokens by camera, then the prompt; and which are real."""
         if observation.inputs is None:
             raise LibrobotError("TinyVLM needs observation.inputs: what its processor made of the prompts")
-        tokens, token_mask = observation.inputs["tokens"], observation.inputs["token_mask"]
-        text = self.token_embedding(tokens)
+        text, text_mask = self.text(observation.inputs["tokens"], observation.inputs["token_mask"])
         if not observation.images:
-            return text, token_mask
+            return text, text_mask
         visual, visual_mask = self._embed_images(observation)
-        return torch.cat((visual, text), dim=1), torch.cat((visual_mask, token_mask), dim=1)
+        return torch.cat((visual, text), dim=1), torch.cat((visual_mask, text_mask), dim=1)
 
     def logits(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l v"]:
         """Next-byte logits of normed hidden states; the output weights are the embedding's (tied)."""
-        return functional.linear(hidden, self.token_embedding.weight)
+        return functional.linear(hidden, self.text.table.weight)
 
     def unused_parameters(self, layers: Sequence[int]) -> list[nn.Parameter]:
         if len(self.blocks) in self._indices(layers):
@@ -192,7 +192,7 @@ class TinyVLM(VLM):
         pixels = rearrange(image, "b t c h w -> (b t) c h w").float()
         if pixels.shape[-2:] != size:
             pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-        pixels = (pixels / 127.5 - 1.0).to(self.token_embedding.weight.dtype)
+        pixels = (pixels / 127.5 - 1.0).to(self.text.table.weight.dtype)
         return rearrange(pixels, "(b t) c h w -> b t c h w", b=b)
 
     def _indices(self, layers: Sequence[int]) -> list[int]:

@@ -181,7 +181,13 @@ class LeRobotSource:
             height, width = self.image_size or v3.image_height_width(features[key])
             cameras.append(Camera(name, height, width))
         if described := self.metadata.librobot.get("spec"):
-            spec = RobotSpec.from_dict(described)
+            try:
+                spec = RobotSpec.from_dict(described)
+            except (TypeError, ValueError) as error:
+                raise LibrobotError(
+                    f"{self.root / v3.LIBROBOT}: spec: expected what RobotSpec.to_dict gives: {error}. "
+                    "Remove the key, and the robot is read from meta/info.json"
+                ) from error
             for what, found, expected in (
                 ("state", self._states.shape[1], spec.state_dim),
                 ("action", self._actions.shape[1], spec.action_dim),
