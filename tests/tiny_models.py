@@ -57,7 +57,9 @@ PROMPTS = ["reach the red cube", "open", "put the blue cube on the disc", "press
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """All options of a group; of the backbones those that a test can afford."""
+    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return [name for name in names if group != "vlm" or "tiny" in name]
 
 
 def natural_head(framework: str) -> str:
@@ -77,9 +79,15 @@ def shrink(node: Any) -> Any:
 
 
 def node(group: str, option: str, **changes: Any) -> dict[str, Any]:
-    plain = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
-    plain.pop("defaults", None)
-    return shrink(plain) | changes
+    plain = OmegaConf.to_container(load(group, option))
+    return (plain if option.endswith("_tiny") else shrink(plain)) | changes
+
+
+def load(group: str, option: str) -> DictConfig:
+    """The option with the options of the same group that it inherits."""
+    own = OmegaConf.load(CONF / group / f"{option}.yaml")
+    inherited = [name for name in own.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    return OmegaConf.merge(*(load(group, name) for name in inherited), own)
 
 
 def config(framework: str, head: str | None = None, vlm: str = "tiny", **changes: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Policy:
         from omegaconf import OmegaConf
 
         config = OmegaConf.create(run["config"])
-        with skip_pretrained():
+        with skip_pretrained(run.get("backbone")):
             framework = build_framework(config, RobotSpec.from_dict(run["spec"]))
         framework.load_weights(checkpoint["state_dict"])
         if device is None:

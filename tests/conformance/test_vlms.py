@@ -1,6 +1,7 @@
 """What every backbone must hold."""
 
 import pickle
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -21,17 +22,23 @@ def vlm(request):
 
 def observation_for(vlm, size: int = 4, **changes):
     observation = replace(tiny_models.batch(size).observation, **changes)
-    return replace(observation, inputs=vlm.processor(observation.prompt))
+    return replace(observation, inputs=vlm.processor(observation.prompt, observation.images))
 
 
 def padded(inputs: dict[str, torch.Tensor], by: int) -> dict[str, torch.Tensor]:
     """The same prompts with longer padding: what comes of a neighbour with a longer prompt."""
-    tokens, mask = inputs["tokens"], inputs["token_mask"]
-    fill = torch.full((len(tokens), by), 7)
-    return {
-        "tokens": torch.cat((tokens, fill), dim=1),
-        "token_mask": torch.cat((mask, torch.zeros_like(fill, dtype=torch.bool)), dim=1),
-    }
+    mask = next(value for value in inputs.values() if value.dtype == torch.bool)
+
+    def longer(value: torch.Tensor) -> torch.Tensor:
+        if value.shape[-1] != mask.shape[-1]:
+            return value
+        fill = torch.full((*value.shape[:-1], by), 0 if value.dtype == torch.bool else 7, dtype=value.dtype)
+        return torch.cat((value, fill), dim=-1)
+
+    made = {name: longer(value) for name, value in inputs.items()}
+    if "camera" in made:  # padding belongs to no camera
+        made["camera"][:, mask.shape[1] :] = 0
+    return made
 
 
 @torch.inference_mode()
@@ -39,11 +46,56 @@ def test_context_fits_the_geometry(vlm):
     context = vlm(observation_for(vlm), layers=(0, -1))
     shape = vlm.geometry
     b, length = context.mask.shape
-    assert len(context.keys) == len(context.values) == shape.num_layers == len(vlm.blocks)
-    assert context.keys[0].shape == (b, shape.num_kv_heads, length, shape.head_dim)
+    assert shape.num_layers == len(vlm.blocks)
+    assert len(context.keys) == len(context.values) == (shape.num_layers if vlm.has_cache else 0)
+    if vlm.has_cache:
+        assert context.keys[0].shape == (b, shape.num_kv_heads, length, shape.head_dim)
     assert context.hidden.shape == (b, length, vlm.hidden_size)
     assert context.hidden is context.layers[-1]
-    assert torch.equal(context.next_position, context.mask.sum(1))
+    assert context.mask.shape == (b, length)
+
+
+@torch.inference_mode()
+def test_next_position_counts_the_instruction(vlm):
+    short, long = (vlm(observation_for(vlm, prompt=[text] * 4)) for text in ("open", "open it"))
+    more = long.mask.sum(1) - short.mask.sum(1)
+    assert (more > 0).all()
+    assert torch.equal(long.next_position - short.next_position, more)
+
+
+@torch.inference_mode()
+def test_batch_mates_do_not_change_a_sample(vlm):
+    observation = observation_for(vlm)
+    together = vlm(observation)
+    for row in range(4):
+        part = slice(row, row + 1)
+        alone = replace(
+            observation,
+            images={name: image[part] for name, image in observation.images.items()},
+            image_mask={name: mask[part] for name, mask in observation.image_mask.items()},
+            state=observation.state[part],
+            prompt=observation.prompt[part],
+        )
+        alone = vlm(replace(alone, inputs=vlm.processor(alone.prompt, alone.images)))
+        expected = together.hidden[row][together.mask[row]]
+        torch.testing.assert_close(alone.hidden[0][alone.mask[0]], expected, atol=1e-5, rtol=1e-4)
+        assert alone.next_position[0] == together.next_position[row]
+
+
+@torch.inference_mode()
+def test_a_picture_and_its_camera_change_the_output(vlm):
+    observation = observation_for(vlm)
+    before = vlm(observation)
+    for name in observation.images:
+        images = dict(observation.images) | {name: 255 - observation.images[name]}
+        after = vlm(replace(observation, images=images))
+        assert not torch.allclose(after.hidden, before.hidden, atol=1e-6), f"{name} has no effect"
+    turned = dict(zip(observation.images, reversed(observation.images.values()), strict=True))
+    turned = replace(observation, images=turned)
+    after = vlm(replace(turned, inputs=vlm.processor(turned.prompt, turned.images)))
+    last = before.mask.sum(1) - 1  # the same prompt, behind the same pictures in another order
+    if torch.equal(after.mask, before.mask):
+        assert not torch.allclose(after.hidden[0, last[0]], before.hidden[0, last[0]], atol=1e-6)
 
 
 @torch.inference_mode()
@@ -94,12 +146,15 @@ def test_unused_parameters_are_those_without_a_gradient(vlm):
         assert without == {n for n, p in vlm.named_parameters() if id(p) in unused}
 
 
-def test_processor_is_picklable_and_refuses_what_is_too_long(vlm):
+def test_processor_is_picklable_and_says_what_is_too_long(vlm):
     processor = pickle.loads(pickle.dumps(vlm.processor))
-    made = processor(tiny_models.PROMPTS)
-    again = vlm.processor(tiny_models.PROMPTS)
+    images = tiny_models.batch().observation.images
+    made = processor(tiny_models.PROMPTS, images)
+    again = vlm.processor(tiny_models.PROMPTS, images)
     assert made.keys() == again.keys()
     assert all(torch.equal(made[key], again[key]) for key in made)
     assert all(len(value) == len(tiny_models.PROMPTS) for value in made.values())
-    with pytest.raises(LibrobotError, match="prompt"):
-        processor(["a" * 10_000])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises((LibrobotError, UserWarning), match="max_prompt_tokens"):
+            processor(["a" * 10_000])

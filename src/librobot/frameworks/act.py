@@ -145,6 +145,7 @@ class ACT(Framework):
             self.vae_out_proj = nn.Linear(width, 2 * latent_dim)
             length = 1 + self.has_state + horizon
             self.register_buffer("vae_positions", sine_table(length, width)[None], persistent=False)
+        self.freeze_unused(layers=(-1,))
         self.apply_freeze()
 
     def compute_loss(
@@ -176,7 +177,7 @@ class ACT(Framework):
 
     @property
     def processor(self) -> Processor | None:
-        return self.tokenizer if self.vlm is None else self.vlm.processor
+        return self.tokenizer if self.vlm is None else super().processor
 
     def encode_style(
         self,
@@ -222,7 +223,7 @@ class ACT(Framework):
         if self.vlm is not None:
             # The backbone's hidden states carry their own positions.
             context = self.vlm(observation)
-            values = self.observation_proj(context.hidden)
+            values = self.observation_proj(context.hidden.to(self.compute_dtype))
             return Tokens(values, torch.zeros_like(values[:1]), context.mask)
         cameras = [self._camera_tokens(observation, name) for name in observation.images]
         return Tokens(

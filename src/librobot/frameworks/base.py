@@ -23,7 +23,7 @@ from librobot.heads.base import ActionHead
 from librobot.losses import l1
 from librobot.normalize import NormalizationMode, Normalizer
 from librobot.types import Batch, Observation, RobotSpec
-from librobot.vlms.base import VLM, Processor
+from librobot.vlms.base import VLM, OrderedProcessor, Processor
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[..., Any]
@@ -88,7 +88,9 @@ class Framework(LightningModule):
     @property
     def processor(self) -> Processor | None:
         """What turns prompts into `Observation.inputs`; None where the method reads no language."""
-        return self.vlm.processor if self.vlm is not None else None
+        if self.vlm is None:
+            return None
+        return OrderedProcessor(self.vlm.processor, self.spec.camera_names)
 
     # What a framework calls.
 
@@ -135,8 +137,9 @@ class Framework(LightningModule):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of the weights: float32, or bfloat16 under `trainer.precision=bf16-true`."""
-        return next(self.parameters()).dtype
+        """The dtype of the framework's own weights: float32, or bfloat16 under `trainer.precision=bf16-true`.
+        The backbone's may differ (`vlm.dtype`)."""
+        return next(p for name, p in self.named_parameters() if not name.startswith("vlm.")).dtype
 
     def named_part(self, part: str) -> list[tuple[str, nn.Parameter]]:
         """The parameters of a part. Raises LibrobotError where there are none, naming the nearest part."""
@@ -151,6 +154,12 @@ class Framework(LightningModule):
                 f"framework {type(self).__name__} has no part {part!r}; {nearest(part, close)}"
             )
         return found
+
+    def freeze_unused(self, layers: Sequence[int]) -> None:
+        """Stop the gradients of what the backbone's `Context` of these `layers` does not depend on."""
+        if self.vlm is not None:
+            for parameter in self.vlm.unused_parameters(layers):
+                parameter.requires_grad_(False)
 
     def apply_freeze(self) -> None:
         """Stop the gradients of the frozen parts. A framework calls this at the end of its `__init__`."""
@@ -215,6 +224,7 @@ class Framework(LightningModule):
             "config": self._config,
             "spec": plain(self.spec.to_dict(), "spec"),
             "provenance": self._provenance,
+            "backbone": self.vlm.files() if self.vlm is not None else {},
         }
 
     def load_weights(self, state_dict: Mapping[str, Tensor]) -> None:

@@ -129,8 +129,7 @@ class Pi0(Framework):
             self.action_token = nn.Parameter(torch.randn(width))
         self.action_out_proj = nn.Linear(width, self.action_width)
         # Only the backbone's keys and values are read, so what lies behind the last layer's cannot train.
-        for parameter in vlm.unused_parameters(layers=()):
-            parameter.requires_grad_(False)
+        self.freeze_unused(layers=())
         self.apply_freeze()
 
     def compute_loss(

@@ -54,6 +54,19 @@ class Processor(Protocol):
     def __call__(self, prompts: list[str], images: dict[str, Tensor] | None = None) -> dict[str, Tensor]: ...
 
 
+@dataclass
+class OrderedProcessor:
+    """A processor that takes the pictures in a robot's order of cameras, whatever order they come in."""
+
+    processor: Processor
+    camera_names: tuple[str, ...]
+
+    def __call__(self, prompts: list[str], images: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        if images is not None:
+            images = {name: images[name] for name in self.camera_names}
+        return self.processor(prompts, images)
+
+
 class VLM(nn.Module):
     """A backbone: a subclass sets the four attributes below and implements `forward`.
 
@@ -66,6 +79,7 @@ class VLM(nn.Module):
     geometry: Geometry
     processor: Processor
     blocks: nn.ModuleList
+    has_cache: bool = True
 
     def forward(self, observation: Observation, *, layers: Sequence[int] = (-1,)) -> Context:
         """Run the prefix. `observation.inputs` must hold what `processor` returned.
@@ -76,10 +90,14 @@ class VLM(nn.Module):
         """
         raise NotImplementedError
 
+    def files(self) -> dict[str, str]:
+        """Name -> text of what a checkpoint has to hold, beside weights, to build this backbone again."""
+        return {}
+
     def unused_parameters(self, layers: Sequence[int]) -> list[nn.Parameter]:
         """Parameters that cannot influence a `Context` of these `layers`, and so never get a gradient.
 
-        A framework that reads only the cache freezes them: DistributedDataParallel waits for every trainable
-        parameter's gradient, and an optimiser would only decay them.
+        A framework freezes them (`Framework.freeze_unused`): DistributedDataParallel waits for every
+        trainable parameter's gradient, and an optimiser would only decay them.
         """
         return []

@@ -1,0 +1,44 @@
+"""A cache that takes every layer's keys and values from a transformers model while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class PrefixCache(Cache):
+    """Collects the keys and values (after the rotary embedding) of one pass over a prefix.
+
+    A layer that runs again, as under activation checkpointing, replaces nothing: the tensors of the first
+    run are the ones that later tokens attend to, and their gradients flow through it.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__(layers=[DynamicLayer() for _ in range(num_layers)])
+        self.keys: list[Tensor | None] = [None] * num_layers
+        self.values: list[Tensor | None] = [None] * num_layers
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self.keys[layer_idx] is None:
+            self.keys[layer_idx], self.values[layer_idx] = key_states, value_states
+        return key_states, value_states
+
+    def taken(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Keys and values of all layers, each (b, h, l, e)."""
+        keys = tuple(key for key in self.keys if key is not None)
+        values = tuple(value for value in self.values if value is not None)
+        if len(keys) != len(self.keys):
+            raise RuntimeError(f"{len(self.keys) - len(keys)} layers of the backbone gave no keys")
+        return keys, values
+
+
+def continued(keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Cache:
+    """A growing cache that starts from a prefix's keys and values, for tokens that follow it."""
+    cache = Cache(layers=[DynamicLayer() for _ in keys])
+    for index, (key, value) in enumerate(zip(keys, values, strict=True)):
+        cache.update(key, value, index)
+    return cache

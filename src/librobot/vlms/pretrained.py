@@ -1,0 +1,393 @@
+"""What the published backbones share: one of transformers' own models behind librobot's contract.
+
+A family adds its classes, its prompt and the number of tokens of a picture. The model runs through its own
+`forward`, so that its numbers are transformers' numbers; here are only its inputs and what is taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from librobot.errors import LibrobotError, nearest
+from librobot.nn.pretrained import stored_files, wants_pretrained
+from librobot.types import Observation
+from librobot.vlms.base import VLM, Context, Geometry
+from librobot.vlms.blocks import keep_first, recompute
+from librobot.vlms.checks import check_attention, check_picture
+from librobot.vlms.loading import (
+    as_folder,
+    byte_tokenizer,
+    check_picture_processor,
+    hub_errors,
+    load_config,
+    load_tokenizer,
+    text_files,
+)
+from librobot.vlms.prefix import PrefixCache
+from librobot.vlms.prompts import PromptProcessor, Template, token_id, without_absent
+
+AttentionImplementation = Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
+
+
+class PretrainedVLM(VLM):
+    """A published backbone: weights of `checkpoint` (a hub name or a folder that `save_pretrained` wrote).
+
+    With `pretrained` False the model has random weights, the sizes of `config` and a byte tokenizer: nothing
+    is downloaded. `num_layers` keeps that many of the first layers and removes the others. `final_norm` says
+    whether the last hidden states have passed the final norm. `prefix_attention` None is the family's own.
+    `freeze` names parts that do not train (see `parts`); `train_last_layers` freezes all but the last
+    layers of the language model. `compile` compiles each layer. `dtype` is the weights'.
+    """
+
+    model_class: ClassVar[type[PreTrainedModel]]
+    config_class: ClassVar[type[PreTrainedConfig]]
+    picture_processor_class: ClassVar[type[BaseImageProcessor]]
+    template: ClassVar[Template]
+    special_tokens: ClassVar[Mapping[str, str]]
+    """Role in the configuration ("image_token_id", "pad_token_id", ...) -> token, for random weights."""
+    parts: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Name ("vision", "projector", "language", "embeddings") -> beginnings of parameter names."""
+    adapter_targets: ClassVar[Sequence[str]] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+    natural_attention: ClassVar[Literal["causal", "bidirectional"]] = "causal"
+    processor_class: ClassVar[type[PromptProcessor]] = PromptProcessor
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str | None = None,
+        pretrained: bool = True,
+        config: Mapping[str, Any] | None = None,
+        pictures: Mapping[str, Any] | None = None,
+        num_layers: int | None = None,
+        prefix_attention: Literal["causal", "bidirectional"] | None = None,
+        final_norm: bool = True,
+        max_prompt_tokens: int = 128,
+        attn_implementation: AttentionImplementation = "sdpa",
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        freeze: Sequence[str] = (),
+        train_last_layers: int | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self._check_options(prefix_attention, attn_implementation, freeze)
+        self.checkpoint = checkpoint
+        self._build(checkpoint, pretrained, config, dict(pictures or {}), attn_implementation, dtype)
+        if num_layers is not None:
+            keep_first(self.blocks, self.text_config, num_layers)
+        self.hidden_size = self.text_config.hidden_size
+        self.geometry = self._geometry()
+        self.causal = (prefix_attention or self.natural_attention) == "causal"
+        if self.causal != (self.natural_attention == "causal"):
+            self.set_causal(self.causal)
+        self.final_norm = final_norm
+        self._before_norm: Tensor | None = None
+        if not final_norm:
+            self.norm.register_forward_pre_hook(self._keep_norm_input)
+        self.processor = self.make_processor(max_prompt_tokens)
+        self._freeze(freeze, train_last_layers)
+        if gradient_checkpointing:
+            recompute(self.blocks)
+            recompute(self.vision_blocks)
+        if compile:
+            for block in self.blocks:
+                block.compile()
+
+    # What a family may override.
+
+    @property
+    def text(self) -> nn.Module:
+        """The language model, without its output layer."""
+        return self.model.model.language_model
+
+    @property
+    def vision_blocks(self) -> nn.ModuleList:
+        raise NotImplementedError
+
+    @property
+    def norm(self) -> nn.Module:
+        """The final norm of the language model."""
+        return self.text.norm
+
+    @classmethod
+    def default_picture_processor(cls, config: PreTrainedConfig) -> BaseImageProcessor:
+        """How pictures are prepared for random weights of this configuration."""
+        return cls.picture_processor_class()
+
+    def make_processor(self, max_prompt_tokens: int) -> PromptProcessor:
+        return self.processor_class(
+            self.tokenizer, self.template, max_prompt_tokens, self.tokens_per_picture()
+        )
+
+    def tokens_per_picture(self) -> int:
+        """Placeholders for a picture, where they do not depend on its size."""
+        return 0
+
+    def set_causal(self, causal: bool) -> None:
+        """Make the language model attend causally, or in both directions."""
+        self.text_config.is_causal = causal
+        for block in self.blocks:
+            block.self_attn.is_causal = causal
+
+    def picture_inputs(self, pictures: list[Tensor], batch_size: int) -> dict[str, Tensor]:
+        """The model's arguments for `pictures`: sample by sample, camera by camera, oldest step first."""
+        made = self.picture_processor(images=pictures, return_tensors="pt")
+        return {name: value.to(pictures[0].device) for name, value in made.items()}
+
+    def text_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's arguments beside token ids, masks, positions and pictures."""
+        return {}
+
+    def never_used(self) -> list[nn.Module]:
+        """Modules that no `Context` depends on."""
+        head = self.model.get_output_embeddings()
+        tied = head is not None and head.weight is self.model.get_input_embeddings().weight
+        return [] if head is None or tied else [head]
+
+    # The contract.
+
+    @property
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
+        return self.text.layers
+
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        return self.model.config.get_text_config()
+
+    def forward(self, observation: Observation, *, layers: Sequence[int] = (-1,)) -> Context:
+        inputs, mask = self._inputs(observation)
+        count = len(self.blocks) + 1
+        for layer in layers:
+            if not -count <= layer < count:
+                raise ValueError(
+                    f"the backbone has hidden states 0 to {count - 1} (or negative), found {layer}"
+                )
+        wanted = [layer % count for layer in layers]
+        cache = PrefixCache(len(self.blocks))
+        out = self.model.model(
+            input_ids=inputs["input_ids"],
+            attention_mask=mask,
+            position_ids=self.model_positions(inputs["position_ids"]),
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=any(layer != count - 1 for layer in wanted),
+            **self.text_inputs(inputs),
+            **self._pictures(observation),
+        )
+        last = out.last_hidden_state if self.final_norm else self._taken_before_norm()
+        hidden = tuple(last if layer == count - 1 else out.hidden_states[layer] for layer in wanted)
+        keys, values = cache.taken()
+        return Context(
+            hidden=hidden[-1] if hidden else last,
+            layers=hidden,
+            keys=keys,
+            values=values,
+            mask=mask,
+            next_position=inputs["next_position"],
+        )
+
+    def model_positions(self, positions: Tensor) -> Tensor:
+        """The processor's positions as the model takes them."""
+        return positions
+
+    def unused_parameters(self, layers: Sequence[int]) -> list[nn.Parameter]:
+        unused = [*self.never_used()]
+        count = len(self.blocks) + 1
+        if count - 1 not in [layer % count for layer in layers]:
+            last = self.blocks[-1]
+            unused += [
+                child for name, child in last.named_children() if name not in ("self_attn", "input_layernorm")
+            ]
+            attention = last.self_attn
+            unused += [
+                getattr(attention, name)
+                for name in ("q_proj", "o_proj", "q_norm")
+                if hasattr(attention, name)
+            ]
+            unused.append(self.norm)
+        elif not self.final_norm:
+            unused.append(self.norm)
+        return [parameter for part in unused for parameter in part.parameters()]
+
+    def files(self) -> dict[str, str]:
+        return text_files(self.model.config, self.tokenizer, self.picture_processor)
+
+    @torch.inference_mode()
+    def generate(self, observation: Observation, max_new_tokens: int = 64, **options: Any) -> list[str]:
+        """The model's answer to each prompt, by transformers' `generate` (greedy by default)."""
+        inputs, mask = self._inputs(observation)
+        shift = inputs["attention_mask"].shape[1] - inputs["attention_mask"].sum(dim=1)
+
+        def left(x: Tensor) -> Tensor:  # generation appends on the right, so padding goes to the left
+            return torch.stack([row.roll(int(by)) for row, by in zip(x, shift, strict=True)])
+
+        moved = {name: left(inputs[name]) for name in ("input_ids", "attention_mask", "camera")}
+        options = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
+        ids = self.model.generate(
+            input_ids=moved["input_ids"],
+            attention_mask=left(mask).long(),
+            pad_token_id=self.tokenizer.pad_token_id,
+            **self.text_inputs(moved),
+            **self._pictures(observation),
+            **options,
+        )
+        return self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    # Building.
+
+    def _build(
+        self,
+        checkpoint: str | None,
+        pretrained: bool,
+        config: Mapping[str, Any] | None,
+        pictures: dict[str, Any],
+        attention: str,
+        dtype: str,
+    ) -> None:
+        options: dict[str, Any] = {"attn_implementation": attention, "dtype": getattr(torch, dtype)}
+        files = stored_files()
+        if files:
+            with as_folder(files) as folder:
+                self._read(folder, {})
+                made = self.read_config(folder)
+            self.model = self._from_config(made, options)
+        elif pretrained:
+            if checkpoint is None:
+                raise ValueError(
+                    "checkpoint must name a model of the hub or a folder where pretrained=true; "
+                    "pretrained=false builds random weights"
+                )
+            made = self.read_config(checkpoint)
+            self._read(checkpoint, pictures)
+            if wants_pretrained(pretrained):
+                with hub_errors(checkpoint):
+                    self.model = self.load_model(checkpoint, made, options)
+            else:
+                self.model = self._from_config(made, options)
+        else:
+            made = self.config_class(**dict(config or {}))
+            self.tokenizer = byte_tokenizer(
+                [*dict.fromkeys((*self.special_tokens.values(), *self.plain_specials()))],
+                pad=self.special_tokens.get("pad_token_id"),
+                eos=self.special_tokens.get("eos_token_id"),
+            )
+            for role, token in self.special_tokens.items():
+                self.set_token(made, role, token_id(self.tokenizer, token))
+            self.picture_processor = self.default_picture_processor(made)
+            for name, value in pictures.items():
+                setattr(self.picture_processor, name, value)
+            self.model = self._from_config(made, options)
+        self.model.config.use_cache = True
+
+    def _from_config(self, config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+        return self.model_class._from_config(config, **options)
+
+    def load_model(
+        self, checkpoint: str, config: PreTrainedConfig, options: dict[str, Any]
+    ) -> PreTrainedModel:
+        """The published weights; a family whose files have another layout converts them here."""
+        return self.model_class.from_pretrained(checkpoint, config=config, **options)
+
+    def read_config(self, checkpoint: str) -> PreTrainedConfig:
+        """The checkpoint's configuration; a family whose files have another layout converts it here."""
+        return load_config(checkpoint, self.config_class)
+
+    def _read(self, checkpoint: str, pictures: dict[str, Any]) -> None:
+        self.tokenizer = load_tokenizer(checkpoint)
+        with hub_errors(checkpoint):
+            self.picture_processor = AutoImageProcessor.from_pretrained(checkpoint, **pictures)
+        check_picture_processor(self.picture_processor, checkpoint, self.picture_processor_class)
+
+    @classmethod
+    def plain_specials(cls) -> list[str]:
+        """Special tokens of the template that the configuration does not name."""
+        return []
+
+    @classmethod
+    def set_token(cls, config: PreTrainedConfig, role: str, value: int) -> None:
+        """Put a token's id where the family's configuration keeps it."""
+        if hasattr(config, role):
+            setattr(config, role, value)
+        text = config.get_text_config()
+        if text is not config and hasattr(text, role):
+            setattr(text, role, value)
+
+    def _geometry(self) -> Geometry:
+        text = self.text_config
+        heads = text.num_attention_heads
+        return Geometry(
+            num_layers=len(self.blocks),
+            num_heads=heads,
+            num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            rope_theta=float((text.rope_parameters or {}).get("rope_theta", 10_000.0)),
+        )
+
+    def _check_options(self, prefix_attention: str | None, attention: str, freeze: Sequence[str]) -> None:
+        if prefix_attention not in (None, "causal", "bidirectional"):
+            raise ValueError(f"prefix_attention is causal or bidirectional, found {prefix_attention!r}")
+        for part in freeze:
+            if part not in self.parts:
+                raise ValueError(f"freeze: no part {part!r}; {nearest(part, self.parts)}")
+        check_attention(attention)
+
+    def _freeze(self, freeze: Sequence[str], train_last_layers: int | None) -> None:
+        owners = {name: self.part_of(name) for name, _ in self.model.named_parameters()}
+        for name, parameter in self.model.named_parameters():
+            if owners[name] in freeze:
+                parameter.requires_grad_(False)
+        if train_last_layers is not None:
+            if not 0 <= train_last_layers <= len(self.blocks):
+                raise ValueError(
+                    f"train_last_layers must be from 0 to {len(self.blocks)}, found {train_last_layers}"
+                )
+            for block in list(self.blocks)[: len(self.blocks) - train_last_layers]:
+                block.requires_grad_(False)
+
+    def part_of(self, parameter: str) -> str:
+        """The part that a parameter of the model belongs to: that with the longest fitting beginning."""
+        fitting = [
+            (len(start), part)
+            for part, starts in self.parts.items()
+            for start in starts
+            if parameter == start or parameter.startswith(f"{start}.")
+        ]
+        return max(fitting)[1] if fitting else "language"
+
+    # Inputs.
+
+    def _inputs(self, observation: Observation) -> tuple[dict[str, Tensor], Bool[Tensor, "b l"]]:
+        """The processor's tensors without the cameras that are absent, and which tokens are real."""
+        if observation.inputs is None:
+            raise LibrobotError(
+                f"{type(self).__name__} needs observation.inputs: what its processor made of the prompts"
+            )
+        masks = [observation.image_mask[name] for name in observation.images]
+        return without_absent(observation.inputs, masks)
+
+    def _pictures(self, observation: Observation) -> dict[str, Tensor]:
+        if not observation.images:
+            return {}
+        images = [check_picture(name, image) for name, image in observation.images.items()]
+        b = observation.batch_size
+        pictures = [step for i in range(b) for image in images for step in image[i]]
+        dtype = self.model.get_input_embeddings().weight.dtype
+        made = self.picture_inputs(pictures, b)
+        return {name: v.to(dtype) if v.is_floating_point() else v for name, v in made.items()}
+
+    def _keep_norm_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._before_norm = args[0]
+
+    def _taken_before_norm(self) -> Float[Tensor, "b l d"]:
+        taken, self._before_norm = self._before_norm, None
+        assert taken is not None
+        return taken
