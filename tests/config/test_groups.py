@@ -31,7 +31,7 @@ def checked(overrides, config_name="train"):
 
 def test_the_groups_are_the_ones_of_the_design():
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    wanted = {"framework", "vlm", "head", "data", "robot", "env", "optim", "scheduler"}
+    wanted = {"framework", "vlm", "adapter", "head", "data", "robot", "env", "optim", "scheduler"}
     assert wanted | {"trainer", "callbacks", "logger", "debug"} <= groups
 
 

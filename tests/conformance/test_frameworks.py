@@ -221,7 +221,7 @@ def test_resumed_training_and_reloaded_policy(name, head, tmp_path):
 
     trainer.save_checkpoint(tmp_path / "four.ckpt")
     checkpoint = torch.load(tmp_path / "four.ckpt", weights_only=True)
-    assert set(checkpoint["librobot"]) == {"version", "config", "spec", "provenance"}
+    assert set(checkpoint["librobot"]) == {"version", "config", "spec", "provenance", "backbone"}
 
     trained = trainer.lightning_module.eval()
     policy = Policy.from_checkpoint(tmp_path / "four.ckpt", device="cpu")

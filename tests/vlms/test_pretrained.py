@@ -83,11 +83,11 @@ def test_tokens_behind_the_cached_prefix_equal_one_pass_over_everything(cached):
 @torch.inference_mode()
 def test_a_bidirectional_prefix_sees_ahead_and_a_causal_one_does_not(name):
     for attention, sees in (("causal", False), ("bidirectional", True)):
-        try:
-            vlm = make(name, prefix_attention=attention)
-        except LibrobotError as error:
-            assert "prefix_attention" in str(error)  # the family says that it has only one
+        if attention == "causal" and not make(name).has_cache:
+            with pytest.raises(LibrobotError, match="prefix_attention=causal"):
+                make(name, prefix_attention=attention)
             continue
+        vlm = make(name, prefix_attention=attention)
         one, other = (vlm(observe(vlm, prompt=[text] * 4)) for text in ("open it", "open in"))
         changed = not torch.allclose(one.hidden[:, 0], other.hidden[:, 0], atol=1e-7)
         assert changed == sees, attention
@@ -109,7 +109,8 @@ def test_a_saved_folder_is_a_checkpoint(name, tmp_path):
     vlm = make(name)
     for part in (vlm.model, vlm.tokenizer, vlm.picture_processor):
         part.save_pretrained(tmp_path)
-    again = type(vlm)(checkpoint=str(tmp_path)).eval()
+    attention = vlm.text_config._attn_implementation
+    again = type(vlm)(checkpoint=str(tmp_path), attn_implementation=attention).eval()
     assert all(
         torch.equal(one, other)
         for one, other in zip(vlm.state_dict().values(), again.state_dict().values(), strict=True)
@@ -126,7 +127,8 @@ def test_keeping_the_first_layers_gives_the_full_models_hidden_state(name):
     short = make(name, num_layers=1, **options)
     assert len(short.blocks) == short.geometry.num_layers == 1
     missing = set(full.state_dict()) - set(short.state_dict())
-    assert missing and sum(p.numel() for p in short.parameters()) < sum(p.numel() for p in full.parameters())
+    assert missing
+    assert sum(p.numel() for p in short.parameters()) < sum(p.numel() for p in full.parameters())
     short.load_state_dict({k: v for k, v in full.state_dict().items() if k not in missing})
     expected = full(observe(full), layers=(1,))
     compared = expected.mask
@@ -154,7 +156,8 @@ def test_named_parts_freeze_and_the_last_layers_train(name):
     for part in vlm.parts:
         frozen = make(name, freeze=[part])
         still = [n for n, p in frozen.model.named_parameters() if not p.requires_grad]
-        assert still and all(frozen.part_of(n) == part for n in still)
+        assert still
+        assert all(frozen.part_of(n) == part for n in still)
         assert len(still) == sum(frozen.part_of(n) == part for n, _ in frozen.model.named_parameters())
     last = make(name, train_last_layers=1)
     trains = [any(p.requires_grad for p in block.parameters()) for block in last.blocks]
@@ -198,9 +201,9 @@ def test_a_long_instruction_is_cut_with_a_warning(name):
 
 
 def test_checkpoints_that_cannot_be_read(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries again and again
     cls = type(make(name))
-    with pytest.raises(LibrobotError, match="vlm.checkpoint=FOLDER"):
+    with pytest.raises(LibrobotError, match=r"vlm\.checkpoint=FOLDER"):
         cls(checkpoint="nobody/nothing")
     with pytest.raises(LibrobotError, match=r"does not hold a complete model.*config\.json"):
         cls(checkpoint=str(tmp_path))

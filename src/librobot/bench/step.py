@@ -133,6 +133,7 @@ def configuration(name: str, folder: str, steps: int, overrides: Sequence[str]) 
     parts = (
         "framework",
         "vlm",
+        "adapter",
         "head",
         "optim",
         "scheduler",

@@ -106,12 +106,15 @@ def build_spec(cfg: DictConfig, source: Source) -> RobotSpec:
 
 
 def build_framework(cfg: DictConfig, spec: RobotSpec) -> Framework:
-    """The policy: a framework over a backbone and an action head, for one robot."""
+    """The policy: a framework over a backbone (with its adapter) and an action head, for one robot."""
+    vlm = build(cfg.vlm, "vlm")
+    if cfg.get("adapter"):
+        build(cfg.adapter, "adapter", vlm=vlm)
     return build(
         cfg.framework,
         "framework",
         spec=spec,
-        vlm=build(cfg.vlm, "vlm"),
+        vlm=vlm,
         head=build(cfg.head, "head"),
         optimizer=build(cfg.optim, "optim"),
         scheduler=build(cfg.scheduler, "scheduler"),

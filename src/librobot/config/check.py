@@ -19,6 +19,7 @@ from librobot.errors import LibrobotError, nearest
 # What librobot.config.build passes itself: a YAML neither has to name these nor may.
 GIVEN = {
     "framework": ("spec", "vlm", "head", "optimizer", "scheduler"),
+    "adapter": ("vlm",),
     "optim": ("params",),
     "scheduler": ("optimizer", "total_steps"),
     "trainer": ("callbacks", "logger", "default_root_dir"),

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from librobot.errors import LibrobotError, nearest
 
 Group = dict[str, Any]
+OPTIONAL = ("adapter",)  # keys that the configurations of earlier versions lack
 
 
 @dataclass
@@ -31,6 +32,7 @@ class TrainConfig:
     robot: Group | None = None
     framework: Group = MISSING
     vlm: Group = MISSING
+    adapter: Group | None = None
     head: Group = MISSING
     optim: Group = MISSING
     scheduler: Group = MISSING
@@ -86,6 +88,8 @@ def check_root(cfg: DictConfig, schema: type = TrainConfig) -> None:
     for name in names:
         if OmegaConf.is_missing(cfg, name):
             continue  # reported with all the others by check()
+        if name not in cfg and name in OPTIONAL:
+            continue
         if name not in cfg:
             raise LibrobotError(
                 f"{name}: missing from the configuration (is its group in the defaults list?)"

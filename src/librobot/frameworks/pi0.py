@@ -5,7 +5,8 @@
 
 The action expert is a second, narrower transformer with the backbone's number of layers and heads. In layer
 i its tokens attend to the backbone's keys and values of layer i beside their own; prefix tokens never see
-them, so the prefix runs once for all sampling steps.
+them, so the prefix runs once for all sampling steps. A backbone without a cache (an encoder-decoder) gives
+hidden states, from which learned projections make keys and values for each of the expert's layers.
 
 The backbone is whatever `vlm=` names; PaliGemma is the paper's. `head=` is flow matching in the paper; any
 other fits. A deterministic head has no noisy actions to embed: every action token then starts from one
@@ -15,7 +16,7 @@ learned vector and is told apart by its position.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import repeat
@@ -27,6 +28,7 @@ from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFacto
 from librobot.heads.base import ActionHead
 from librobot.losses import reduce
 from librobot.nn.attention import Attention, GatedMLP, block_mask
+from librobot.nn.learned_cache import LearnedCache
 from librobot.nn.norms import GemmaRMSNorm
 from librobot.nn.positions import rotary_angles, time_embedding
 from librobot.normalize import NormalizationMode
@@ -128,8 +130,18 @@ class Pi0(Framework):
         else:
             self.action_token = nn.Parameter(torch.randn(width))
         self.action_out_proj = nn.Linear(width, self.action_width)
-        # Only the backbone's keys and values are read, so what lies behind the last layer's cannot train.
-        self.freeze_unused(layers=())
+        # Only a cache's keys and values are read, so what lies behind the last layer's cannot train.
+        self.prefix_layers: tuple[int, ...] = () if vlm.has_cache else (-1,)
+        self.learned_cache = None
+        if not vlm.has_cache:
+            self.learned_cache = LearnedCache(
+                vlm.hidden_size,
+                num_layers=vlm.geometry.num_layers,
+                num_kv_heads=vlm.geometry.num_kv_heads,
+                head_dim=vlm.geometry.head_dim,
+                rope_theta=vlm.geometry.rope_theta,
+            )
+        self.freeze_unused(layers=self.prefix_layers)
         self.apply_freeze()
 
     def compute_loss(
@@ -156,7 +168,11 @@ class Pi0(Framework):
         observation = self.prepare(observation)
         assert self.vlm is not None
         state = self.pad(self.normalized_state(observation), self.state_width)
-        return Condition(self.vlm(observation, layers=()), state)
+        prefix = self.vlm(observation, layers=self.prefix_layers)
+        if self.learned_cache is not None:
+            keys, values = self.learned_cache(prefix.hidden, prefix.mask)
+            prefix = replace(prefix, keys=keys, values=values)
+        return Condition(prefix, state)
 
     def denoise(
         self, x_t: Float[Tensor, "b k a"], time: Float[Tensor, " b"], condition: Condition

@@ -5,11 +5,14 @@ Any `torch.optim` class works there with `_partial_: true`; these exist where a 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim import SGD, AdamW
+
+from librobot.errors import require
 
 
 def adamw(
@@ -33,6 +36,32 @@ def adamw(
         weight_decay=weight_decay,
         fused=True if fused is None else fused,
     )
+
+
+def paged_adamw(
+    params: Iterable[dict[str, Any]],
+    *,
+    lr: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+    bits: Literal[8, 32] = 32,
+) -> torch.optim.Optimizer:
+    """AdamW with its state in pages that move between a GPU and the host (Dettmers et al. 2023, section 3).
+
+    `bits` are those of the state. Parameters on a CPU get `adamw`, with a warning: there is nothing to page.
+    """
+    bitsandbytes = require("bitsandbytes", "bnb")
+    if bits not in (8, 32):
+        raise ValueError(f"bits must be 8 or 32, found {bits}")
+    groups = [group | {"params": list(group["params"])} for group in params]
+    if any(parameter.device.type == "cpu" for group in groups for parameter in group["params"]):
+        warnings.warn(
+            "optim=paged_adamw pages a GPU's memory; on a CPU optim=adamw takes its place", stacklevel=2
+        )
+        return adamw(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    made = bitsandbytes.optim.PagedAdamW8bit if bits == 8 else bitsandbytes.optim.PagedAdamW32bit
+    return made(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
 
 
 def sgd(

@@ -70,6 +70,8 @@ class OrderedProcessor:
 class VLM(nn.Module):
     """A backbone: a subclass sets the four attributes below and implements `forward`.
 
+    `has_cache` False is an encoder whose context is hidden states alone (`keys` and `values` are empty): a
+    denoiser projects its own (`librobot.nn.learned_cache`). `geometry` is then the encoder's.
     `blocks` are the repeated layers, for sharding, activation checkpointing and compilation. Cameras are
     taken in the order of the observation's dictionary; `Framework.prepare` puts them into the robot's own
     order.
@@ -86,7 +88,7 @@ class VLM(nn.Module):
 
         `layers` names the hidden states to return: 0 is the embedded input, i is the output of block i, and
         the last (-1) also passes the final norm. With `layers=()` only keys and values are computed, and
-        `Context.hidden` is the residual stream that enters the last block.
+        `Context.hidden` is the residual stream that enters the last block (without a cache: the last state).
         """
         raise NotImplementedError
 

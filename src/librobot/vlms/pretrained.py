@@ -12,31 +12,21 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers import PreTrainedConfig
 
 from librobot.errors import LibrobotError, nearest
-from librobot.nn.pretrained import stored_files, wants_pretrained
 from librobot.types import Observation
-from librobot.vlms.base import VLM, Context, Geometry
+from librobot.vlms.assembly import AssembledVLM
+from librobot.vlms.base import Context, Geometry
 from librobot.vlms.blocks import keep_first, recompute
 from librobot.vlms.checks import check_attention, check_picture
-from librobot.vlms.loading import (
-    as_folder,
-    byte_tokenizer,
-    check_picture_processor,
-    hub_errors,
-    load_config,
-    load_tokenizer,
-    text_files,
-)
 from librobot.vlms.prefix import PrefixCache
-from librobot.vlms.prompts import PromptProcessor, Template, token_id, without_absent
+from librobot.vlms.prompts import PromptProcessor, Template, without_absent
 
 AttentionImplementation = Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
 
 
-class PretrainedVLM(VLM):
+class PretrainedVLM(AssembledVLM):
     """A published backbone: weights of `checkpoint` (a hub name or a folder that `save_pretrained` wrote).
 
     With `pretrained` False the model has random weights, the sizes of `config` and a byte tokenizer: nothing
@@ -46,14 +36,7 @@ class PretrainedVLM(VLM):
     layers of the language model. `compile` compiles each layer. `dtype` is the weights'.
     """
 
-    model_class: ClassVar[type[PreTrainedModel]]
-    config_class: ClassVar[type[PreTrainedConfig]]
-    picture_processor_class: ClassVar[type[BaseImageProcessor]]
     template: ClassVar[Template]
-    special_tokens: ClassVar[Mapping[str, str]]
-    """Role in the configuration ("image_token_id", "pad_token_id", ...) -> token, for random weights."""
-    parts: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Name ("vision", "projector", "language", "embeddings") -> beginnings of parameter names."""
     adapter_targets: ClassVar[Sequence[str]] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
@@ -79,9 +62,9 @@ class PretrainedVLM(VLM):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        self._check_options(prefix_attention, attn_implementation, freeze)
+        self._check_options(prefix_attention, final_norm, attn_implementation, freeze)
         self.checkpoint = checkpoint
-        self._build(checkpoint, pretrained, config, dict(pictures or {}), attn_implementation, dtype)
+        self.assemble(checkpoint, pretrained, config, dict(pictures or {}), attn_implementation, dtype)
         if num_layers is not None:
             keep_first(self.blocks, self.text_config, num_layers)
         self.hidden_size = self.text_config.hidden_size
@@ -105,7 +88,7 @@ class PretrainedVLM(VLM):
     # What a family may override.
 
     @property
-    def text(self) -> nn.Module:
+    def text(self) -> Any:
         """The language model, without its output layer."""
         return self.model.model.language_model
 
@@ -117,11 +100,6 @@ class PretrainedVLM(VLM):
     def norm(self) -> nn.Module:
         """The final norm of the language model."""
         return self.text.norm
-
-    @classmethod
-    def default_picture_processor(cls, config: PreTrainedConfig) -> BaseImageProcessor:
-        """How pictures are prepared for random weights of this configuration."""
-        return cls.picture_processor_class()
 
     def make_processor(self, max_prompt_tokens: int) -> PromptProcessor:
         return self.processor_class(
@@ -136,7 +114,8 @@ class PretrainedVLM(VLM):
         """Make the language model attend causally, or in both directions."""
         self.text_config.is_causal = causal
         for block in self.blocks:
-            block.self_attn.is_causal = causal
+            attention: Any = block.self_attn
+            attention.is_causal = causal
 
     def picture_inputs(self, pictures: list[Tensor], batch_size: int) -> dict[str, Tensor]:
         """The model's arguments for `pictures`: sample by sample, camera by camera, oldest step first."""
@@ -165,13 +144,7 @@ class PretrainedVLM(VLM):
 
     def forward(self, observation: Observation, *, layers: Sequence[int] = (-1,)) -> Context:
         inputs, mask = self._inputs(observation)
-        count = len(self.blocks) + 1
-        for layer in layers:
-            if not -count <= layer < count:
-                raise ValueError(
-                    f"the backbone has hidden states 0 to {count - 1} (or negative), found {layer}"
-                )
-        wanted = [layer % count for layer in layers]
+        wanted, count = self.wanted(layers), len(self.blocks) + 1
         cache = PrefixCache(len(self.blocks))
         out = self.model.model(
             input_ids=inputs["input_ids"],
@@ -195,31 +168,31 @@ class PretrainedVLM(VLM):
             next_position=inputs["next_position"],
         )
 
+    def wanted(self, layers: Sequence[int]) -> list[int]:
+        """Hidden states counted from the embedded input. Raises ValueError where there is no such state."""
+        count = len(self.blocks) + 1
+        for layer in layers:
+            if not -count <= layer < count:
+                raise ValueError(f"the hidden states are 0 to {count - 1} (or negative), found {layer}")
+        return [layer % count for layer in layers]
+
     def model_positions(self, positions: Tensor) -> Tensor:
         """The processor's positions as the model takes them."""
         return positions
 
     def unused_parameters(self, layers: Sequence[int]) -> list[nn.Parameter]:
         unused = [*self.never_used()]
-        count = len(self.blocks) + 1
-        if count - 1 not in [layer % count for layer in layers]:
+        if len(self.blocks) not in self.wanted(layers):
             last = self.blocks[-1]
             unused += [
                 child for name, child in last.named_children() if name not in ("self_attn", "input_layernorm")
             ]
-            attention = last.self_attn
-            unused += [
-                getattr(attention, name)
-                for name in ("q_proj", "o_proj", "q_norm")
-                if hasattr(attention, name)
-            ]
+            attention: Any = last.self_attn
+            unused += [c for name, c in attention.named_children() if name in ("q_proj", "o_proj", "q_norm")]
             unused.append(self.norm)
         elif not self.final_norm:
             unused.append(self.norm)
         return [parameter for part in unused for parameter in part.parameters()]
-
-    def files(self) -> dict[str, str]:
-        return text_files(self.model.config, self.tokenizer, self.picture_processor)
 
     @torch.inference_mode()
     def generate(self, observation: Observation, max_new_tokens: int = 64, **options: Any) -> list[str]:
@@ -242,97 +215,9 @@ class PretrainedVLM(VLM):
         )
         return self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    # Building.
-
-    def _build(
-        self,
-        checkpoint: str | None,
-        pretrained: bool,
-        config: Mapping[str, Any] | None,
-        pictures: dict[str, Any],
-        attention: str,
-        dtype: str,
+    def _check_options(
+        self, prefix_attention: str | None, final_norm: bool, attention: str, freeze: Sequence[str]
     ) -> None:
-        options: dict[str, Any] = {"attn_implementation": attention, "dtype": getattr(torch, dtype)}
-        files = stored_files()
-        if files:
-            with as_folder(files) as folder:
-                self._read(folder, {})
-                made = self.read_config(folder)
-            self.model = self._from_config(made, options)
-        elif pretrained:
-            if checkpoint is None:
-                raise ValueError(
-                    "checkpoint must name a model of the hub or a folder where pretrained=true; "
-                    "pretrained=false builds random weights"
-                )
-            made = self.read_config(checkpoint)
-            self._read(checkpoint, pictures)
-            if wants_pretrained(pretrained):
-                with hub_errors(checkpoint):
-                    self.model = self.load_model(checkpoint, made, options)
-            else:
-                self.model = self._from_config(made, options)
-        else:
-            made = self.config_class(**dict(config or {}))
-            self.tokenizer = byte_tokenizer(
-                [*dict.fromkeys((*self.special_tokens.values(), *self.plain_specials()))],
-                pad=self.special_tokens.get("pad_token_id"),
-                eos=self.special_tokens.get("eos_token_id"),
-            )
-            for role, token in self.special_tokens.items():
-                self.set_token(made, role, token_id(self.tokenizer, token))
-            self.picture_processor = self.default_picture_processor(made)
-            for name, value in pictures.items():
-                setattr(self.picture_processor, name, value)
-            self.model = self._from_config(made, options)
-        self.model.config.use_cache = True
-
-    def _from_config(self, config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
-        return self.model_class._from_config(config, **options)
-
-    def load_model(
-        self, checkpoint: str, config: PreTrainedConfig, options: dict[str, Any]
-    ) -> PreTrainedModel:
-        """The published weights; a family whose files have another layout converts them here."""
-        return self.model_class.from_pretrained(checkpoint, config=config, **options)
-
-    def read_config(self, checkpoint: str) -> PreTrainedConfig:
-        """The checkpoint's configuration; a family whose files have another layout converts it here."""
-        return load_config(checkpoint, self.config_class)
-
-    def _read(self, checkpoint: str, pictures: dict[str, Any]) -> None:
-        self.tokenizer = load_tokenizer(checkpoint)
-        with hub_errors(checkpoint):
-            self.picture_processor = AutoImageProcessor.from_pretrained(checkpoint, **pictures)
-        check_picture_processor(self.picture_processor, checkpoint, self.picture_processor_class)
-
-    @classmethod
-    def plain_specials(cls) -> list[str]:
-        """Special tokens of the template that the configuration does not name."""
-        return []
-
-    @classmethod
-    def set_token(cls, config: PreTrainedConfig, role: str, value: int) -> None:
-        """Put a token's id where the family's configuration keeps it."""
-        if hasattr(config, role):
-            setattr(config, role, value)
-        text = config.get_text_config()
-        if text is not config and hasattr(text, role):
-            setattr(text, role, value)
-
-    def _geometry(self) -> Geometry:
-        text = self.text_config
-        heads = text.num_attention_heads
-        return Geometry(
-            num_layers=len(self.blocks),
-            num_heads=heads,
-            num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-            rope_theta=float((text.rope_parameters or {}).get("rope_theta", 10_000.0)),
-        )
-
-    def _check_options(self, prefix_attention: str | None, attention: str, freeze: Sequence[str]) -> None:
         if prefix_attention not in (None, "causal", "bidirectional"):
             raise ValueError(f"prefix_attention is causal or bidirectional, found {prefix_attention!r}")
         for part in freeze:
@@ -353,15 +238,16 @@ class PretrainedVLM(VLM):
             for block in list(self.blocks)[: len(self.blocks) - train_last_layers]:
                 block.requires_grad_(False)
 
-    def part_of(self, parameter: str) -> str:
-        """The part that a parameter of the model belongs to: that with the longest fitting beginning."""
-        fitting = [
-            (len(start), part)
-            for part, starts in self.parts.items()
-            for start in starts
-            if parameter == start or parameter.startswith(f"{start}.")
-        ]
-        return max(fitting)[1] if fitting else "language"
+    def _geometry(self) -> Geometry:
+        text = self.text_config
+        heads = text.num_attention_heads
+        return Geometry(
+            num_layers=len(self.blocks),
+            num_heads=heads,
+            num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            rope_theta=float((text.rope_parameters or {}).get("rope_theta", 10_000.0)),
+        )
 
     # Inputs.
 

@@ -123,7 +123,7 @@ class PromptProcessor:
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if len(ids) <= self.max_prompt_tokens:
             return prompt
-        kept = self.tokenizer.decode(ids[: self.max_prompt_tokens])
+        kept = str(self.tokenizer.decode(ids[: self.max_prompt_tokens]))
         warnings.warn(
             f"an instruction may have vlm.max_prompt_tokens={self.max_prompt_tokens} tokens, found "
             f"{len(ids)}: everything after {kept!r} is cut",

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import (
     PreTrainedConfig,
+    PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
@@ -106,6 +107,7 @@ class Qwen(PretrainedVLM):
         )
 
     def make_processor(self, max_prompt_tokens: int) -> QwenProcessor:
+        assert isinstance(self.picture_processor, Qwen2VLImageProcessor)
         return QwenProcessor(
             self.tokenizer, self.template, max_prompt_tokens, picture_processor=self.picture_processor
         )
@@ -118,8 +120,8 @@ class Qwen(PretrainedVLM):
 
 
 class Qwen2VL(Qwen):
-    model_class = Qwen2VLForConditionalGeneration
-    config_class = Qwen2VLConfig
+    model_class: ClassVar[type[PreTrainedModel]] = Qwen2VLForConditionalGeneration
+    config_class: ClassVar[type[PreTrainedConfig]] = Qwen2VLConfig
     template = Template(
         image_token="<|image_pad|>",
         head="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",

@@ -1,0 +1,68 @@
+"""Every variant at its published size, on the meta device: no weights, no download."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import tiny_models
+from librobot.config.build import build
+
+# Parameters of the published checkpoint, each tensor once (its safetensors metadata).
+PUBLISHED = {
+    "florence2": 231_567_705,
+    "florence2_large": 776_721_497,
+    "internvl2": 2_205_754_368,
+    "internvl2_8b": 8_075_365_376,
+    "internvl3": 2_088_957_440,
+    "internvl3_8b": 7_944_373_760,
+    "llava": 7_063_427_072,
+    "llava_13b": 13_350_839_296,
+    "paligemma": 2_923_466_480,
+    "paligemma2": 3_032_242_416,
+    "qwen2vl": 2_208_985_600,
+    "qwen2vl_7b": 8_291_375_616,
+    "qwen25vl": 3_754_622_976,
+    "qwen25vl_7b": 8_292_166_656,
+    "qwen3vl": 2_127_532_032,
+    "qwen3vl_4b": 4_437_815_808,
+    "qwen3vl_8b": 8_767_123_696,
+    "smolvlm2": 507_482_304,
+    "smolvlm2_256m": 256_484_928,
+    "smolvlm2_2b": 2_246_784_880,
+}
+VARIANTS = sorted(path.stem for path in (tiny_models.CONF / "vlm").glob("*.yaml") if "tiny" not in path.stem)
+
+
+@cache
+def on_meta(name: str):
+    node = OmegaConf.merge(tiny_models.load("vlm", name), {"pretrained": False})
+    with torch.device("meta"):
+        return build(node, "vlm")
+
+
+def test_every_variant_is_listed():
+    assert sorted(PUBLISHED) == VARIANTS
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_number_of_parameters_is_the_published_one(name):
+    vlm = on_meta(name)
+    assert all(parameter.is_meta for parameter in vlm.parameters())
+    count = sum(parameter.numel() for parameter in vlm.parameters())
+    assert count == pytest.approx(PUBLISHED[name], rel=0.01), f"{count:,}"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_blocks_and_adapter_targets_are_found(name):
+    vlm = on_meta(name)
+    inside = {id(p) for block in vlm.blocks for p in block.parameters()}
+    repeated = [p for n, p in vlm.text.named_parameters() if "layers." in n and "decoder" not in n]
+    assert repeated
+    assert all(id(p) in inside for p in repeated)
+    for target in vlm.adapter_targets:
+        found = [m for m in vlm.blocks.modules() if isinstance(getattr(m, target, None), torch.nn.Linear)]
+        assert len(found) == len(vlm.blocks), target
