@@ -11,16 +11,17 @@ from omegaconf import OmegaConf
 import tiny_models
 from librobot.config.build import build
 
-# Parameters of the published checkpoint, each tensor once (its safetensors metadata).
+# Parameters of the published checkpoint, each tensor once: the hub's count of its safetensors files, rounded
+# where only a rounded figure or the files' size was to be had (docs/backbones.md).
 PUBLISHED = {
     "florence2": 231_567_705,
     "florence2_large": 776_721_497,
-    "internvl2": 2_205_754_368,
-    "internvl2_8b": 8_075_365_376,
-    "internvl3": 2_088_957_440,
-    "internvl3_8b": 7_944_373_760,
+    "internvl2": 2_206_000_000,
+    "internvl2_8b": 8_080_000_000,
+    "internvl3": 2_090_000_000,
+    "internvl3_8b": 7_940_000_000,
     "llava": 7_063_427_072,
-    "llava_13b": 13_350_839_296,
+    "llava_13b": 13_350_000_000,
     "paligemma": 2_923_466_480,
     "paligemma2": 3_032_242_416,
     "qwen2vl": 2_208_985_600,
