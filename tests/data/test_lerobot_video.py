@@ -62,7 +62,7 @@ def test_it_trains(recorded: Path, tmp_path: Path, overrides: tuple[str, ...]) -
     checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     spec = checkpoint["librobot"]["spec"]
     cameras = ["side_cam"] if overrides else ["top", "side_cam"]
-    assert spec["name"] == "so101_follower"
+    assert spec["name"] == "so100_follower"
     assert spec["control_hz"] == 30
     assert [(camera["name"], camera["height"], camera["width"]) for camera in spec["cameras"]] == [
         (name, 64, 64) for name in cameras

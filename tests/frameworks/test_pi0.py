@@ -151,11 +151,13 @@ def test_overfits_one_batch():
     data = tiny_models.batch(2)
     data = Batch(data.observation, data.actions, torch.ones_like(data.action_mask), data.embodiment)
     optimizer = torch.optim.Adam([p for p in framework.parameters() if p.requires_grad], lr=3e-3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
     for _ in range(400):
         optimizer.zero_grad()
         loss, _ = framework.compute_loss(data)
         loss.backward()
         optimizer.step()
+        decay.step()
     with torch.inference_mode():
         sampled = framework.normalizer.normalize("action", framework.eval().sample_actions(data.observation))
     target = framework.normalizer.normalize("action", data.actions)
