@@ -60,11 +60,14 @@ class StopOnNaN(Callback):
 
 
 class LogLearningRate(Callback):
-    """Log the learning rate of each optimiser group as `lr`, or `lr/<group>` where there are several."""
+    """Log the learning rate of each optimiser group, in the steps that are logged at all: as `lr`, or as
+    `lr/<group>` where there are several."""
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps:
+            return  # Lightning would throw the value away
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         if len(groups) == 1:
             pl_module.log("lr", groups[0]["lr"])
