@@ -16,8 +16,8 @@ NOISE = (
     "`Trainer(val_check_interval=1.0)` was configured",
 )
 WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
-    # Meant so: Framework.on_before_batch_transfer seeds, DataModule.on_after_batch_transfer augments.
-    (r"You have overridden `on_before_batch_transfer` in `LightningModule`", UserWarning),
+    # Meant so: Framework seeds and moves a batch, DataModule augments it.
+    (r"You have overridden `(on_before_batch_transfer|transfer_batch_to_device)` in `Lightning", UserWarning),
     # Lightning's own use of torch's pytree.
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
 )
