@@ -66,6 +66,7 @@ def test_wandb_keeps_an_offline_run_that_reads_back(wandb, dataset, tmp_path, mo
     monkeypatch.setenv("WANDB_MODE", "offline")
     fit(dataset, tmp_path, "logger=wandb", "trainer.max_steps=2", "logger.wandb.project=stick")
     wandb.finish()
+    wandb.teardown()  # its service has closed the file only when it has ended
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     found, projects = [], set()
     for data in wandb_records(file):
