@@ -66,7 +66,7 @@ class LogLearningRate(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if (trainer.global_step + 1) % trainer.log_every_n_steps:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return  # Lightning would throw the value away
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         if len(groups) == 1:
