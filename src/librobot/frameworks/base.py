@@ -139,7 +139,8 @@ class Framework(LightningModule):
     def compute_dtype(self) -> torch.dtype:
         """The dtype of the framework's own weights: float32, or bfloat16 under `trainer.precision=bf16-true`.
         The backbone's may differ (`vlm.dtype`)."""
-        return next(p for name, p in self.named_parameters() if not name.startswith("vlm.")).dtype
+        own = (child for name, child in self.named_children() if name != "vlm")  # its parameters are many
+        return next(parameter for child in own for parameter in child.parameters()).dtype
 
     def named_part(self, part: str) -> list[tuple[str, nn.Parameter]]:
         """The parameters of a part. Raises LibrobotError where there are none, naming the nearest part."""

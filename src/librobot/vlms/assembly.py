@@ -32,7 +32,12 @@ class AssembledVLM(VLM):
     picture_processor_class: ClassVar[type[BaseImageProcessor]]
     special_tokens: ClassVar[Mapping[str, str]]
     """Role in the configuration ("image_token_id", "pad_token_id", ...) -> token, for random weights."""
-    parts: ClassVar[Mapping[str, tuple[str, ...]]]
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vision": ("model.vision_tower",),
+        "projector": ("model.multi_modal_projector",),
+        "language": ("model.language_model", "lm_head"),
+        "embeddings": ("model.language_model.embed_tokens",),
+    }
     """Name ("vision", "projector", "language", "embeddings") -> beginnings of parameter names."""
     tokenizer: PreTrainedTokenizerBase
     picture_processor: BaseImageProcessor

@@ -63,6 +63,7 @@ class Florence2(PretrainedVLM):
     model_class = Florence2ForConditionalGeneration
     config_class = Florence2Config
     picture_processor_class = CLIPImageProcessor
+    processor_class = Florence2Processor
     natural_attention = "bidirectional"
     template = Template(image_token="<image>", picture="<image>", lead="<s>", tail="</s>")
     special_tokens: ClassVar[dict[str, str]] = {
@@ -99,14 +100,8 @@ class Florence2(PretrainedVLM):
             image_std=IMAGENET_STD,
         )
 
-    def make_processor(self, max_prompt_tokens: int) -> Florence2Processor:
-        return Florence2Processor(
-            self.tokenizer,
-            self.template,
-            max_prompt_tokens,
-            self.tokens_per_picture(),
-            max_positions=self.text_config.max_position_embeddings,
-        )
+    def processor_options(self) -> dict[str, Any]:
+        return {"max_positions": self.text_config.max_position_embeddings}
 
     def tokens_per_picture(self) -> int:
         """A token for each cell of DaViT's last map, and one for their mean."""

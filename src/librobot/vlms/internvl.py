@@ -68,12 +68,6 @@ class InternVL(PretrainedVLM):
     config_class = InternVLConfig
     picture_processor_class = GotOcr2ImageProcessor
     processor_class = InternVLProcessor
-    parts: ClassVar = {
-        "vision": ("model.vision_tower",),
-        "projector": ("model.multi_modal_projector",),
-        "language": ("model.language_model", "lm_head"),
-        "embeddings": ("model.language_model.embed_tokens",),
-    }
 
     @property
     def vision_blocks(self) -> nn.ModuleList:
@@ -84,14 +78,8 @@ class InternVL(PretrainedVLM):
         height, width = config.vision_config.image_size
         return GotOcr2ImageProcessor(size={"height": height, "width": width}, **IMAGENET)
 
-    def make_processor(self, max_prompt_tokens: int) -> InternVLProcessor:
-        return InternVLProcessor(
-            self.tokenizer,
-            self.template,
-            max_prompt_tokens,
-            self.tokens_per_picture(),
-            picture_processor=self.picture_processor,
-        )
+    def processor_options(self) -> dict[str, Any]:
+        return {"picture_processor": self.picture_processor}
 
     def tokens_per_picture(self) -> int:
         """Tokens of a tile."""

@@ -45,12 +45,6 @@ class Llava(PretrainedVLM):
         "eos_token_id": "</s>",
         "image_token_id": "<image>",
     }
-    parts: ClassVar[dict[str, tuple[str, ...]]] = {
-        "vision": ("model.vision_tower",),
-        "projector": ("model.multi_modal_projector",),
-        "language": ("model.language_model", "lm_head"),
-        "embeddings": ("model.language_model.embed_tokens",),
-    }
 
     @property
     def vision_blocks(self) -> nn.ModuleList:

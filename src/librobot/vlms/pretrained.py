@@ -103,8 +103,16 @@ class PretrainedVLM(AssembledVLM):
 
     def make_processor(self, max_prompt_tokens: int) -> PromptProcessor:
         return self.processor_class(
-            self.tokenizer, self.template, max_prompt_tokens, self.tokens_per_picture()
+            self.tokenizer,
+            self.template,
+            max_prompt_tokens,
+            self.tokens_per_picture(),
+            **self.processor_options(),
         )
+
+    def processor_options(self) -> dict[str, Any]:
+        """What `processor_class` takes beside what all processors do."""
+        return {}
 
     def tokens_per_picture(self) -> int:
         """Placeholders for a picture, where they do not depend on its size."""

@@ -134,19 +134,22 @@ class PromptProcessor:
     def _expand(
         self, ids: list[int], grids: list[tuple[int, tuple[int, int]]]
     ) -> tuple[list[int], list[int]]:
-        """Every placeholder as often as its picture has tokens, and the camera of every token."""
+        """Every placeholder as its picture's tokens, and the camera of every token (0 for text)."""
         expanded: list[int] = []
         cameras: list[int] = []
         pictures = iter(grids)
         for token in ids:
-            if token != self.image_token_id:
-                expanded.append(token)
-                cameras.append(0)
-                continue
-            camera, (rows, columns) = next(pictures)
-            expanded += [token] * (rows * columns)
-            cameras += [camera] * (rows * columns)
+            camera, piece = 0, [token]
+            if token == self.image_token_id:
+                camera, grid = next(pictures)
+                piece = self._picture(*grid)
+            expanded += piece
+            cameras += [camera if part == self.image_token_id else 0 for part in piece]
         return expanded, cameras
+
+    def _picture(self, rows: int, columns: int) -> list[int]:
+        """Token ids of a picture with this grid."""
+        return [self.image_token_id] * (rows * columns)
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -106,11 +106,8 @@ class Qwen(PretrainedVLM):
             temporal_patch_size=vision.temporal_patch_size,
         )
 
-    def make_processor(self, max_prompt_tokens: int) -> QwenProcessor:
-        assert isinstance(self.picture_processor, Qwen2VLImageProcessor)
-        return QwenProcessor(
-            self.tokenizer, self.template, max_prompt_tokens, picture_processor=self.picture_processor
-        )
+    def processor_options(self) -> dict[str, Any]:
+        return {"picture_processor": self.picture_processor}
 
     def model_positions(self, positions: Tensor) -> Tensor:
         return positions.transpose(0, 1)

@@ -56,21 +56,6 @@ class SmolVLMProcessor(PromptProcessor):
         rows, columns = tiles[::-1] if width >= height else tiles
         return (0, 0) if rows == columns == 1 else (rows, columns)
 
-    def _expand(
-        self, ids: list[int], grids: list[tuple[int, tuple[int, int]]]
-    ) -> tuple[list[int], list[int]]:
-        expanded: list[int] = []
-        cameras: list[int] = []
-        pictures = iter(grids)
-        for token in ids:
-            camera, piece = 0, [token]
-            if token == self.image_token_id:
-                camera, (rows, columns) = next(pictures)
-                piece = self._picture(rows, columns)
-            expanded += piece
-            cameras += [camera if part == self.image_token_id else 0 for part in piece]
-        return expanded, cameras
-
     def _picture(self, rows: int, columns: int) -> list[int]:
         """Token ids of a picture of so many tiles, and of the whole of it."""
         if (rows, columns) not in self.pieces:
@@ -130,14 +115,8 @@ class SmolVLM2(PretrainedVLM):
         side = {"longest_edge": config.vision_config.image_size}
         return SmolVLMImageProcessor(size=side, max_image_size=side, do_image_splitting=False)
 
-    def make_processor(self, max_prompt_tokens: int) -> SmolVLMProcessor:
-        return SmolVLMProcessor(
-            self.tokenizer,
-            self.template,
-            max_prompt_tokens,
-            self.tokens_per_picture(),
-            picture_processor=self.picture_processor,
-        )
+    def processor_options(self) -> dict[str, Any]:
+        return {"picture_processor": self.picture_processor}
 
     def tokens_per_picture(self) -> int:
         return self.model.model.image_seq_len
