@@ -19,8 +19,8 @@ OPTIONAL = {"mujoco", "lerobot", "wandb", "tensorflow", "deepspeed", "metaworld"
 # room, but only inside functions (below).
 BASE = {"types", "errors"}
 NN = BASE | {"nn"}
-HEADS = NN | {"losses"}
-FRAMEWORKS = HEADS | {"heads", "vlms", "normalize", "frameworks"}
+HEADS = NN | {"losses", "tokenizers"}
+FRAMEWORKS = HEADS | {"heads", "networks", "vlms", "normalize", "frameworks"}
 POLICY = FRAMEWORKS | {"policy", "chunking", "progress", "config"}
 DATA = BASE | {"progress", "data", "sim"}
 ARROWS = {
@@ -32,6 +32,8 @@ ARROWS = {
     "normalize": BASE,
     "nn": BASE,
     "vlms": NN,
+    "tokenizers": BASE,
+    "networks": NN,
     "heads": HEADS,
     "frameworks": FRAMEWORKS,
     "policy": POLICY,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from librobot.config.build import build_framework
@@ -31,6 +32,12 @@ SMALL = {
     "text_width": 16,
     "mlp_width": 48,
     "feedforward_width": 48,
+    "modulation": "adaln",  # gates that start shut would hide the network from a test
+    "level_channels": [16, 32],
+    "num_groups": 4,
+    "inner_width": 16,
+    "head_width": 32,
+    "teacher_steps": 2,
     "channels": 16,
     "num_keypoints": 8,
     "image_size": 32,
@@ -40,7 +47,7 @@ SMALL = {
     "num_*layers": 2,
     "latent_dim": 4,
     "num_train_steps": 20,
-    "steps": 4,
+    "num_steps": 4,
     "max_state_dim": 8,
     "max_action_dim": 8,
 }
@@ -62,10 +69,33 @@ def options(group: str) -> list[str]:
     return [name for name in names if group != "vlm" or "tiny" in name]
 
 
-def natural_head(framework: str) -> str:
-    """The head that the framework's YAML names."""
+def named_options(framework: str) -> dict[str, str]:
+    """Group -> option, as the framework's YAML names them: its head, and its other parts."""
     defaults = OmegaConf.load(CONF / "framework" / f"{framework}.yaml").defaults
-    return next(value for item in defaults if isinstance(item, DictConfig) for value in item.values())
+    items = [item for item in defaults if isinstance(item, DictConfig)]
+    return {str(key).split("@")[0].strip("/"): value for item in items for key, value in item.items()}
+
+
+def natural_head(framework: str) -> str:
+    return named_options(framework)["head"]
+
+
+def head_kind(head: str) -> str:
+    """What the head needs: a denoiser, a decoder, or a pair of them."""
+    return get_class(load("head", head)._target_).network
+
+
+def fits(framework: str, head: str) -> bool:
+    """Whether the framework brings the kind of network that the head needs."""
+    return head_kind(head) in get_class(load("framework", framework)._target_).brings
+
+
+def parts(framework: str, head: str) -> dict[str, str]:
+    """The framework's own parts, with a network of the kind that the head needs."""
+    chosen = {group: option for group, option in named_options(framework).items() if group != "head"}
+    if "network" in chosen and head_kind(head) != "denoiser":
+        chosen["network"] = {"decoder": "causal", "pair": "pair"}[head_kind(head)]
+    return chosen
 
 
 def shrink(node: Any) -> Any:
@@ -91,9 +121,11 @@ def load(group: str, option: str) -> DictConfig:
 
 
 def config(framework: str, head: str | None = None, vlm: str = "tiny", **changes: Any) -> dict[str, Any]:
+    named = head or natural_head(framework)
     return {
         "framework": node("framework", framework, **changes),
-        "head": node("head", head or natural_head(framework)),
+        "head": node("head", named),
+        **{part: node(part, option) for part, option in parts(framework, named).items()},
         "vlm": node("vlm", vlm),
         "optim": {"_target_": "librobot.training.optimizers.adamw", "_partial_": True, "lr": 1e-3},
         "scheduler": {"_target_": "librobot.training.schedules.constant", "_partial_": True},
@@ -124,6 +156,14 @@ def build(
     plain = config(framework, head, vlm, **changes)
     built = build_framework(OmegaConf.create(plain), SPEC)
     built.normalizer.fit(statistics())
+    if built.head.needs_fit:
+        built.head.fit(torch.randn(64, built.horizon, built.action_width))
+    if hasattr(built.head, "teach"):
+        built.learn_from(build(framework, "flow_matching", vlm, seed=seed, **changes))
+        with torch.no_grad():
+            for parameter in built.parameters():
+                if parameter.requires_grad:  # a student that is no copy of its teacher any more
+                    parameter.add_(0.1 * torch.randn_like(parameter))
     built.attach_run(config=plain, provenance={"root": "test", "renderer": "test-renderer"})
     return built
 

@@ -14,13 +14,22 @@ from torch import Tensor
 Mask = Bool[Tensor, "b k"] | Bool[Tensor, "b k a"]
 
 
-def masked_mean(error: Float[Tensor, "b k a"], mask: Mask) -> Float[Tensor, " b"]:
-    """The mean of each sample's admitted elements, in float32; 0 for a sample with none."""
+def masked_mean(
+    error: Float[Tensor, "b k a"], mask: Mask, weights: Float[Tensor, " a"] | None = None
+) -> Float[Tensor, " b"]:
+    """The mean of each sample's admitted elements, in float32; 0 for a sample with none.
+
+    `weights` (positive, one for each dimension) makes it a weighted mean.
+    """
     if mask.ndim == 2:
         mask = mask.unsqueeze(-1)
     mask = mask.expand_as(error)
     kept = error.float().masked_fill(~mask, 0.0)
-    return kept.sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)
+    if weights is None:
+        return kept.sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)
+    weights = weights.float()
+    total = (weights * mask).sum(dim=(1, 2))
+    return (weights * kept).sum(dim=(1, 2)) / torch.where(total > 0, total, 1.0)
 
 
 def _difference(
@@ -31,16 +40,24 @@ def _difference(
     return (prediction.float() - target.float()).masked_fill(hidden, 0.0)
 
 
-def l1(prediction: Float[Tensor, "b k a"], target: Float[Tensor, "b k a"], mask: Mask) -> Float[Tensor, " b"]:
+def l1(
+    prediction: Float[Tensor, "b k a"],
+    target: Float[Tensor, "b k a"],
+    mask: Mask,
+    weights: Float[Tensor, " a"] | None = None,
+) -> Float[Tensor, " b"]:
     """Mean absolute error of each sample."""
-    return masked_mean(_difference(prediction, target, mask).abs(), mask)
+    return masked_mean(_difference(prediction, target, mask).abs(), mask, weights)
 
 
 def mse(
-    prediction: Float[Tensor, "b k a"], target: Float[Tensor, "b k a"], mask: Mask
+    prediction: Float[Tensor, "b k a"],
+    target: Float[Tensor, "b k a"],
+    mask: Mask,
+    weights: Float[Tensor, " a"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Mean squared error of each sample."""
-    return masked_mean(_difference(prediction, target, mask).square(), mask)
+    return masked_mean(_difference(prediction, target, mask).square(), mask, weights)
 
 
 def gaussian_kl(mean: Float[Tensor, "b z"], log_variance: Float[Tensor, "b z"]) -> Float[Tensor, " b"]:

@@ -22,8 +22,12 @@ class Policy:
     An observation is `{"images": {camera: uint8 (h, w, 3)}, "state": (s,), "prompt": text}`, in the sizes
     and physical units of `spec`; with `obs_steps` > 1 images are (t, h, w, 3) and the state is (t, s),
     oldest first. Cameras that the policy does not use are ignored. An integer under "seed" fixes the noise
-    of a generative policy for that observation, whatever else is in the batch.
+    of a stochastic policy for that observation, whatever else is in the batch. `num_steps` and `guidance`
+    are those of the action head's sampler; None leaves them as they were trained.
     """
+
+    num_steps: int | None = None
+    guidance: float | None = None
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class Policy:
         config = OmegaConf.create(run["config"])
         with skip_pretrained(run.get("backbone")):
             framework = build_framework(config, RobotSpec.from_dict(run["spec"]))
+        framework.on_load_checkpoint(checkpoint)
         framework.load_weights(checkpoint["state_dict"])
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,8 +93,18 @@ class Policy:
             return []
         checked = [self._check(observation) for observation in observations]
         with torch.inference_mode():
-            actions = self.framework.sample_actions(self._collate(checked), noise=self._noise(observations))
+            actions = self._sample(self._collate(checked), self._noise(observations))
         return [{"actions": chunk} for chunk in actions.float().cpu().numpy()]
+
+    def _sample(self, observation: Observation, noise: torch.Tensor | None) -> torch.Tensor:
+        try:
+            return self.framework.sample_actions(
+                observation, noise=noise, num_steps=self.num_steps, guidance=self.guidance
+            )
+        except ValueError as error:  # the head's, about what its sampler can do
+            if self.num_steps is None and self.guidance is None:
+                raise
+            raise LibrobotError(f"head {type(self.framework.head).__name__}: {error}") from error
 
     def _collate(self, checked: Sequence[Mapping[str, Any]]) -> Observation:
         images = {
@@ -106,7 +121,7 @@ class Policy:
 
     def _noise(self, observations: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:
         seeds = [observation.get("seed") for observation in observations]
-        if not self.framework.head.generative or all(seed is None for seed in seeds):
+        if not self.framework.head.stochastic or all(seed is None for seed in seeds):
             return None
         shape = (self.horizon, self.framework.action_width)
         draws = [

@@ -48,13 +48,13 @@ def test_an_experiment_takes_effect_and_the_command_line_beats_it(here):
         trainer:
           max_steps: 11
         head:
-          steps: 3
+          num_steps: 3
         """,
     )
     cfg = compose(["experiment=study/preset"])
     assert cfg.framework._target_.endswith("Pi0")
     assert cfg.head._target_.endswith("DDPM")
-    assert cfg.head.steps == 3
+    assert cfg.head.num_steps == 3
     assert cfg.trainer.strategy._target_.endswith("DDPStrategy")
     assert (cfg.seed, cfg.trainer.max_steps) == (7, 11)
     cfg = compose(["experiment=study/preset", "head=flow_matching", "seed=8", "framework=act"])

@@ -8,11 +8,15 @@ import torch
 from torch.utils.data import DataLoader
 
 import tiny_models
+from librobot.errors import LibrobotError
+from librobot.heads.reflow import Reflow
 from librobot.policy import Policy
 from librobot.types import Batch, Observation
 
 FRAMEWORKS = tiny_models.options("framework")
-PAIRS = [(f, h) for f in FRAMEWORKS for h in tiny_models.options("head")]
+ALL_PAIRS = [(f, h) for f in FRAMEWORKS for h in tiny_models.options("head")]
+PAIRS = [pair for pair in ALL_PAIRS if tiny_models.fits(*pair)]
+REFUSED = [pair for pair in ALL_PAIRS if not tiny_models.fits(*pair)]
 BACKBONES = [(f, v) for f in FRAMEWORKS for v in tiny_models.options("vlm")]
 
 
@@ -55,6 +59,12 @@ def check_gradients(framework) -> None:
     assert len(moved) >= 0.9 * len(trainable), sorted(set(trainable) - set(moved))
 
 
+@pytest.mark.parametrize(("name", "head"), REFUSED, ids=["-".join(pair) for pair in REFUSED])
+def test_a_head_that_needs_another_network_says_so(name, head):
+    with pytest.raises(LibrobotError, match=r"needs a .*; take framework=custom network=(causal|pair)"):
+        tiny_models.build(name, head)
+
+
 def test_finite_loss_and_a_gradient_for_every_trainable_parameter(framework):
     check_gradients(framework)
 
@@ -70,6 +80,8 @@ def test_masked_steps_do_not_change_the_loss(framework):
     changed[~data.action_mask] = 1e3
     assert tiny_models.fixed_loss(framework, replace(data, actions=changed)) == before
     changed[0, 0] += 1.0
+    if isinstance(framework.head, Reflow):
+        return  # its targets are the teacher's
     assert tiny_models.fixed_loss(framework, replace(data, actions=changed)) != before
 
 
@@ -79,7 +91,7 @@ def test_sampling_is_deterministic_given_noise(framework):
         first = framework.sample_actions(observation, noise=noise)
         torch.manual_seed(99)
         assert torch.equal(framework.sample_actions(observation, noise=noise), first)
-        if framework.head.generative:
+        if framework.head.stochastic:
             assert not torch.equal(framework.sample_actions(observation, noise=noise + 1), first)
     assert first.shape == (4, tiny_models.HORIZON, tiny_models.SPEC.action_dim)
     assert first.dtype == torch.float32
@@ -91,6 +103,7 @@ def test_state_dict_round_trip(framework):
     with torch.inference_mode():
         expected = framework.sample_actions(observation, noise=noise)
         assert not torch.equal(other.sample_actions(observation, noise=noise), expected)
+        other.head.restore(framework.head.files())
         other.load_weights(framework.state_dict())
         assert torch.equal(other.sample_actions(observation, noise=noise), expected)
 
@@ -163,10 +176,17 @@ def test_several_observation_steps(framework):
     assert torch.isfinite(tiny_models.fixed_loss(framework, data))
     noise = noise_of(framework)
     images = {name: image.flip(1) for name, image in data.observation.images.items()}
+    turned = replace(data.observation, images=images)
     with torch.inference_mode():
-        before = framework.sample_actions(data.observation, noise=noise)
-        after = framework.sample_actions(replace(data.observation, images=images), noise=noise)
-    assert not torch.allclose(before, after, atol=1e-6), "the order of the steps has no effect"
+        if framework.head.network == "decoder":  # a small change rarely chooses another token
+            before, after = (
+                tiny_models.fixed_loss(framework, replace(data, observation=o))
+                for o in (data.observation, turned)
+            )
+        else:
+            before = framework.sample_actions(data.observation, noise=noise)
+            after = framework.sample_actions(turned, noise=noise)
+    assert not torch.allclose(before, after, atol=1e-6, rtol=1e-6), "the order of the steps has no effect"
 
 
 class OneBatch(torch.utils.data.Dataset):
@@ -221,7 +241,7 @@ def test_resumed_training_and_reloaded_policy(name, head, tmp_path):
 
     trainer.save_checkpoint(tmp_path / "four.ckpt")
     checkpoint = torch.load(tmp_path / "four.ckpt", weights_only=True)
-    assert set(checkpoint["librobot"]) == {"version", "config", "spec", "provenance", "backbone"}
+    assert set(checkpoint["librobot"]) == {"version", "config", "spec", "provenance", "backbone", "head"}
 
     trained = trainer.lightning_module.eval()
     policy = Policy.from_checkpoint(tmp_path / "four.ckpt", device="cpu")

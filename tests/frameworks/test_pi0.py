@@ -67,14 +67,14 @@ def test_the_prefix_runs_once_and_exactly(framework):
     noise = torch.randn(4, tiny_models.HORIZON, framework.action_width)
     calls = []
     framework.vlm.register_forward_hook(lambda *_: calls.append(1))
-    once = framework.sample_actions(observation, noise=noise, steps=10)
+    once = framework.sample_actions(observation, noise=noise, num_steps=10)
     assert len(calls) == 1
 
     def recomputing(x_t, time, context):
         return framework.denoise(x_t, time, framework.condition(observation))
 
     shape = tuple(noise.shape)
-    drawn = framework.head.sample(recomputing, None, shape, noise=noise, steps=10)
+    drawn = framework.head.sample(recomputing, None, shape, noise=noise, num_steps=10)
     again = framework.physical_actions(drawn[..., : tiny_models.SPEC.action_dim])
     assert len(calls) == 11
     assert torch.equal(once, again)

@@ -27,7 +27,7 @@ def test_a_point_mass_is_hit_exactly(steps):
     point = torch.tensor([1.5, -2.0])
     noise = torch.randn(8, 3, 2)
     drawn = FlowMatching().sample(
-        lambda x, t, c: (x - point) / t[:, None, None], None, (8, 3, 2), noise=noise, steps=steps
+        lambda x, t, c: (x - point) / t[:, None, None], None, (8, 3, 2), noise=noise, num_steps=steps
     )
     torch.testing.assert_close(drawn, point.expand(8, 3, 2), atol=1e-5, rtol=0)
 
@@ -43,7 +43,7 @@ def test_a_gaussian_is_transported():
         return -mean + slope * (x - (1 - t) * mean)
 
     noise = torch.randn(16, 2, 2)
-    drawn = FlowMatching().sample(velocity, None, (16, 2, 2), noise=noise, steps=2000)
+    drawn = FlowMatching().sample(velocity, None, (16, 2, 2), noise=noise, num_steps=2000)
     torch.testing.assert_close(drawn, mean + std * noise, atol=5e-3, rtol=0)
 
 
@@ -60,4 +60,4 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="time_distribution"):
         FlowMatching(time_distribution="gamma")
     with pytest.raises(ValueError, match="steps"):
-        FlowMatching(steps=0)
+        FlowMatching(num_steps=0)

@@ -10,9 +10,7 @@ Two comparisons for each backbone, both sides in turns in this one process, medi
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
 from librobot.bench._rows import Row, print_rows, write_rows
+from librobot.bench._timing import in_turns
 from librobot.bench.step import PROMPTS, SPEC, make_framework
 from librobot.config.compose import compose
 from librobot.errors import LibrobotError
@@ -73,15 +72,16 @@ def measure(name: str, arguments: argparse.Namespace) -> list[Row]:
     if not isinstance(vlm, PretrainedVLM):
         raise LibrobotError(f"librobot-bench vlm: vlm={name} is no published family; choose another --vlm")
     observation = framework.prepare(observe(arguments.batch_size).to(arguments.device))
+    turns: dict[str, Any] = {name: getattr(arguments, name) for name in ("rounds", "warmup", "device")}
     rows = []
     if vlm.has_cache:
-        ours, bare = in_turns(lambda: vlm(observation), lambda: direct(vlm, observation), arguments)
+        ours, bare = in_turns(lambda: vlm(observation), lambda: direct(vlm, observation), **turns)
         rows.append(Row(f"{name}, prefix", ours, bare, "the transformers model", "ms", GOAL))
-    steps = cfg.head.steps
+    steps = cfg.head.num_steps
     ours, again = in_turns(
         lambda: framework.sample_actions(observation),
         lambda: recomputing(framework, observation, steps),
-        arguments,
+        **turns,
     )
     rows.append(Row(f"{name}, {steps} steps of pi0", ours, again, "the prefix at every step", "ms", 1.0))
     return rows
@@ -119,28 +119,7 @@ def recomputing(framework: Any, observation: Observation, steps: int) -> torch.T
     def denoise(x_t: torch.Tensor, time: torch.Tensor, context: Any) -> torch.Tensor:
         return framework.denoise(x_t, time, framework.condition(observation))
 
-    return framework.head.sample(denoise, None, shape, noise=None, steps=steps)
-
-
-def in_turns(
-    ours: Callable[[], Any], peer: Callable[[], Any], arguments: argparse.Namespace
-) -> tuple[float, float]:
-    """Median milliseconds of both, called in turns."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for number in range(arguments.warmup + arguments.rounds):
-        for side, call in enumerate((ours, peer) if number % 2 else (peer, ours)):
-            start = clock(arguments.device)
-            call()
-            spent = clock(arguments.device) - start
-            if number >= arguments.warmup:
-                times[side if number % 2 else 1 - side].append(1000 * spent)
-    return statistics.median(times[0]), statistics.median(times[1])
-
-
-def clock(device: str) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return framework.head.sample(denoise, None, shape, noise=None, num_steps=steps)
 
 
 def observe(size: int) -> Observation:

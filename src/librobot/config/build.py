@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from librobot.config.check import locate
+from librobot.config.schema import PARTS
 from librobot.errors import LibrobotError, require
 from librobot.types import RobotSpec
 
@@ -107,10 +110,13 @@ def build_spec(cfg: DictConfig, source: Source) -> RobotSpec:
 
 def build_framework(cfg: DictConfig, spec: RobotSpec) -> Framework:
     """The policy: a framework over a backbone (with its adapter) and an action head, for one robot."""
+    from librobot.nn.pretrained import wants_pretrained
+    from librobot.policy import Policy
+
     vlm = build(cfg.vlm, "vlm")
     if cfg.get("adapter"):
         build(cfg.adapter, "adapter", vlm=vlm)
-    return build(
+    framework = build(
         cfg.framework,
         "framework",
         spec=spec,
@@ -118,7 +124,25 @@ def build_framework(cfg: DictConfig, spec: RobotSpec) -> Framework:
         head=build(cfg.head, "head"),
         optimizer=build(cfg.optim, "optim"),
         scheduler=build(cfg.scheduler, "scheduler"),
+        **build_parts(cfg),
     )
+    if cfg.head.get("teacher") and wants_pretrained(True):
+        framework.learn_from(Policy.from_checkpoint(cfg.head.teacher, device="cpu").framework)
+    return framework
+
+
+def build_parts(cfg: DictConfig) -> dict[str, Any]:
+    """The optional parts that a configuration names, for a framework that is put together from them."""
+    named = [part for part in PARTS if cfg.get(part)]
+    target = locate(cfg.framework._target_, "framework")
+    taken = inspect.signature(target).parameters
+    for part in named:
+        if part not in taken:
+            raise LibrobotError(
+                f"{part}: {target.__name__} has its own and takes none; leave {part}= out, or take "
+                f"framework=custom"
+            )
+    return {part: build(cfg[part], part) for part in named}
 
 
 def build_trainer(cfg: DictConfig) -> Trainer:

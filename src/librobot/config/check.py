@@ -13,12 +13,12 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from librobot.config.explain import ConfigError, explain
-from librobot.config.schema import TrainConfig, check_root
+from librobot.config.schema import PARTS, TrainConfig, check_root
 from librobot.errors import LibrobotError, nearest
 
 # What librobot.config.build passes itself: a YAML neither has to name these nor may.
 GIVEN = {
-    "framework": ("spec", "vlm", "head", "optimizer", "scheduler"),
+    "framework": ("spec", "vlm", "head", "optimizer", "scheduler", *PARTS),
     "adapter": ("vlm",),
     "optim": ("params",),
     "scheduler": ("optimizer", "total_steps"),

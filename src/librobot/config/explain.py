@@ -12,6 +12,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from librobot.config.schema import PARTS
 from librobot.errors import nearest
 
 ConfigError = (HydraException, OmegaConfBaseException)
@@ -58,6 +59,11 @@ def _unknown_key(key: str, where: str | None, overrides: Sequence[str], config_n
     key = key.partition("@")[0]
     if key == "experiment":
         return f"{place}experiment: experiments are looked up in ./experiments, which does not exist here"
+    if key.split(".")[0] in PARTS:
+        return (
+            f"{place}{key}: the chosen framework brings its own and takes none; take framework=custom, which "
+            f"is put together from {', '.join(PARTS)} and head"
+        )
     node: Any = _compose_without(key, overrides, config_name)
     parts = key.split(".")
     for depth, part in enumerate(parts):

@@ -15,7 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from librobot.errors import LibrobotError, nearest
 
 Group = dict[str, Any]
-OPTIONAL = ("adapter",)  # keys that the configurations of earlier versions lack
+# Keys that the configurations of earlier versions lack, or that only some frameworks name.
+PARTS = ("network", "state_encoder", "history", "fusion")
+OPTIONAL = ("adapter", *PARTS)
 
 
 @dataclass
@@ -34,6 +36,10 @@ class TrainConfig:
     vlm: Group = MISSING
     adapter: Group | None = None
     head: Group = MISSING
+    network: Group | None = None
+    state_encoder: Group | None = None
+    history: Group | None = None
+    fusion: Group | None = None
     optim: Group = MISSING
     scheduler: Group = MISSING
     trainer: Group = MISSING
@@ -55,6 +61,8 @@ class EvalConfig:
     num_envs: int = MISSING
     num_workers: int | None = None
     execute_steps: int | None = None
+    num_steps: int | None = None
+    guidance: float | None = None
     ensemble: float | None = None
     controls: list[str] = MISSING
     control_episodes: int | None = None

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import lightning
 import numpy as np
+import torch
+from jaxtyping import Float
 from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
 from torch.utils.data import DataLoader
 
@@ -101,6 +103,14 @@ class DataModule(lightning.LightningDataModule):
         (run in the data workers; None leaves `Observation.inputs` empty)."""
         self._windows = {"horizon": horizon, "obs_steps": obs_steps}
         self._processor = processor
+
+    def action_chunks(self, limit: int = 100_000) -> Float[torch.Tensor, "n k a"]:
+        """Chunks of the training episodes in physical units, evenly spread: at most `limit` of them."""
+        dataset, _ = self._dataset(self.split()[0], shuffle=False, drop_last=False)
+        rows, _ = dataset.windows.action_rows(
+            np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().astype(np.int64))
+        )
+        return torch.from_numpy(self.source.actions(rows.reshape(-1))).unflatten(0, rows.shape)
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
         """Episodes for training and for validation, both ascending."""

@@ -79,6 +79,8 @@ def check_options(cfg: DictConfig) -> None:
         raise LibrobotError(
             f"policy=expert evaluates no checkpoint, found ckpt={cfg.ckpt}; leave one of the two out"
         )
+    if cfg.num_steps is not None and cfg.num_steps < 1:
+        raise LibrobotError(f"num_steps must be at least 1, found {cfg.num_steps}")
     for name in cfg.controls:
         if name not in CONTROLS:
             raise LibrobotError(f"controls: no control is called {name!r}; {nearest(name, CONTROLS)}")
@@ -89,7 +91,9 @@ def load_policy(cfg: DictConfig) -> tuple[Policy | ExpertPolicy, Path | None]:
     if cfg.policy == "expert":
         return ExpertPolicy(), None
     path = checkpoint_file(Path(cfg.ckpt))
-    return Policy.from_checkpoint(path, device=cfg.device), path
+    policy = Policy.from_checkpoint(path, device=cfg.device)
+    policy.num_steps, policy.guidance = cfg.num_steps, cfg.guidance
+    return policy, path
 
 
 def checkpoint_file(path: Path) -> Path:

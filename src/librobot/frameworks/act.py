@@ -27,6 +27,7 @@ from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFacto
 from librobot.heads.base import ActionHead
 from librobot.losses import gaussian_kl, reduce
 from librobot.nn.detr import Decoder, Encoder, LayerOptions
+from librobot.nn.pooling import situation
 from librobot.nn.positions import age_embedding, sine_map, sine_table, time_embedding
 from librobot.nn.resnet import ResNet18
 from librobot.nn.text import ByteEncoder, ByteTokenizer
@@ -44,7 +45,16 @@ class Tokens:
     mask: Bool[Tensor, "b l"]
 
 
+@dataclass
+class Memory(Tokens):
+    """What the decoder attends to. `features` tell situations apart, for a coupling of noise and actions."""
+
+    features: Float[Tensor, "b f"]
+
+
 class ACT(Framework):
+    denoiser_parts = ("decoder", "queries", "noisy_action_proj", "time_mlp", "action_out_proj")
+
     def __init__(
         self,
         *,
@@ -127,7 +137,7 @@ class ACT(Framework):
         # Decoder. The published code computes seven layers and reads the first: one layer gives the same.
         self.decoder = Decoder(num_decoder_layers if decoder_layers_used == "all" else 1, layer)
         self.queries = nn.Embedding(horizon, width)
-        self.action_out_proj = nn.Linear(width, spec.action_dim)
+        self.action_out_proj = nn.Linear(width, head.output_width)
         if head.generative:
             self.noisy_action_proj = nn.Linear(spec.action_dim, width)
             self.time_mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -167,13 +177,21 @@ class ACT(Framework):
         return loss, {"action_loss": action_loss.detach(), "kl": kl.detach()}
 
     def sample_actions(
-        self, observation: Observation, *, noise: Tensor | None = None, steps: int | None = None
+        self,
+        observation: Observation,
+        *,
+        noise: Tensor | None = None,
+        num_steps: int | None = None,
+        guidance: float | None = None,
     ) -> Float[Tensor, "b k a"]:
         observation = self.prepare(observation)
         state = self.normalized_state(observation)
         memory = self.encode(observation, state, state.new_zeros(len(state), self.latent_dim))
         shape = (len(state), self.horizon, self.spec.action_dim)
-        return self.physical_actions(self.head.sample(self.denoise, memory, shape, noise=noise, steps=steps))
+        actions = self.head.sample(
+            self.denoise, memory, shape, noise=noise, num_steps=num_steps, guidance=guidance
+        )
+        return self.physical_actions(actions)
 
     @property
     def processor(self) -> Processor | None:
@@ -202,7 +220,7 @@ class ACT(Framework):
 
     def encode(
         self, observation: Observation, state: Float[Tensor, "b t s"], latent: Float[Tensor, "b z"]
-    ) -> Tokens:
+    ) -> Memory:
         """The encoder over [z, state, observation tokens]: what the decoder attends to."""
         plain = [self.latent_proj(latent)]
         if self.has_state:
@@ -217,7 +235,8 @@ class ACT(Framework):
         positions = repeat(self.plain_positions.weight, "l d -> b l d", b=len(seen.positions))
         positions = torch.cat((positions, seen.positions), dim=1)
         mask = torch.cat((seen.mask.new_ones(len(state), len(plain)), seen.mask), dim=1)
-        return Tokens(self.encoder(values, positions, mask), positions, mask)
+        memory = self.encoder(values, positions, mask)
+        return Memory(memory, positions, mask, situation(seen.values, seen.mask, state))
 
     def observation_tokens(self, observation: Observation) -> Tokens:
         if self.vlm is not None:
@@ -233,8 +252,8 @@ class ACT(Framework):
         )
 
     def denoise(
-        self, x_t: Float[Tensor, "b k a"], time: Float[Tensor, " b"], memory: Tokens
-    ) -> Float[Tensor, "b k a"]:
+        self, x_t: Float[Tensor, "b k a"], time: Float[Tensor, " b"], memory: Memory
+    ) -> Float[Tensor, "b k o"]:
         """The decoder: the chunk for a deterministic head, one denoising step for a generative one."""
         x = memory.values.new_zeros(len(x_t), self.horizon, self.width)
         if self.head.generative:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from librobot.errors import LibrobotError, nearest
 from librobot.frameworks.checkpoint import fit_state_dict, plain
 from librobot.frameworks.groups import parameter_groups
 from librobot.frameworks.randomness import seed_step
-from librobot.heads.base import ActionHead
+from librobot.heads.base import ActionHead, NetworkKind
 from librobot.losses import l1
 from librobot.normalize import NormalizationMode, Normalizer
 from librobot.types import Batch, Observation, RobotSpec
@@ -35,8 +35,16 @@ class Framework(LightningModule):
     `horizon` is the number of actions in a chunk, `obs_steps` the number of observation steps it is predicted
     from. `normalization` names a mode for "state" and for "action" (see `librobot.normalize`). `freeze` lists
     parts that do not train, `lr_multipliers` maps parts to factors on the learning rate; a part is the dotted
-    beginning of parameter names ("vlm", "vlm.towers") or a pattern with `*`.
+    beginning of parameter names ("vlm", "vlm.towers") or a pattern with `*`. `action_width` is the number of
+    action dimensions that the head sees, None where nothing is padded.
+
+    `brings` says which kinds of network the framework has for its head, `denoiser_parts` which of its parts
+    only the denoiser uses: they train when a head learns from a trained policy (`learn_from`), all others
+    are frozen.
     """
+
+    brings: ClassVar[tuple[NetworkKind, ...]] = ("denoiser",)
+    denoiser_parts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -51,6 +59,7 @@ class Framework(LightningModule):
         normalization: Mapping[str, NormalizationMode],
         freeze: Sequence[str] = (),
         lr_multipliers: Mapping[str, float] | None = None,
+        action_width: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("horizon", horizon), ("obs_steps", obs_steps)):
@@ -59,7 +68,9 @@ class Framework(LightningModule):
         self.spec = spec
         self.horizon = horizon
         self.obs_steps = obs_steps
-        self.action_width = spec.action_dim  # of the noise that a head starts from; pi0 pads it
+        self.action_width = spec.action_dim if action_width is None else action_width
+        self._check_head(head)
+        head.attach(horizon=horizon, action_dim=self.action_width, real_dim=spec.action_dim)
         self.vlm = vlm
         self.head = head
         self.normalizer = Normalizer({"state": spec.state_dim, "action": spec.action_dim}, normalization)
@@ -70,6 +81,7 @@ class Framework(LightningModule):
         self._config: dict[str, Any] = {}
         self._provenance: dict[str, Any] = {}
         self._seed = 0
+        self._teacher: tuple[Framework, ...] = ()  # no submodule: its weights are not this policy's
 
     # What a framework implements.
 
@@ -80,9 +92,21 @@ class Framework(LightningModule):
         raise NotImplementedError
 
     def sample_actions(
-        self, observation: Observation, *, noise: Tensor | None = None, steps: int | None = None
+        self,
+        observation: Observation,
+        *,
+        noise: Tensor | None = None,
+        num_steps: int | None = None,
+        guidance: float | None = None,
     ) -> Float[Tensor, "b k a"]:
-        """A chunk of actions in physical units. `steps` is the number of sampling steps of the head."""
+        """A chunk of actions in physical units. `noise`, `num_steps` and `guidance` are the head's: see
+        `ActionHead.sample`."""
+        raise NotImplementedError
+
+    def denoise(
+        self, x_t: Float[Tensor, "b k a"], time: Float[Tensor, " b"], context: Any
+    ) -> Float[Tensor, "b k o"]:
+        """The network that the head sees, for a framework that brings a denoiser."""
         raise NotImplementedError
 
     @property
@@ -135,6 +159,32 @@ class Framework(LightningModule):
     def physical_actions(self, actions: Float[Tensor, "b k a"]) -> Float[Tensor, "b k a"]:
         return self.normalizer.unnormalize("action", actions.float())
 
+    def normalized_chunks(self, actions: Float[Tensor, "n k a"]) -> Float[Tensor, "n k a"]:
+        """Chunks in physical units as the head sees them, for `ActionHead.fit`."""
+        return self.normalizer.normalize("action", actions)
+
+    def learn_from(self, teacher: Framework) -> None:
+        """Start from a trained policy of the same configuration, and let the head learn from its denoiser.
+
+        What the two share (all but `denoiser_parts`) is frozen, so that both read the same context. Raises
+        LibrobotError where the head does not learn from a teacher, or the weights do not fit.
+        """
+        if not hasattr(self.head, "teach"):
+            raise LibrobotError(
+                f"head {type(self.head).__name__} does not learn from a trained policy; take "
+                f"head=consistency or head=reflow"
+            )
+        if not self.denoiser_parts:
+            raise LibrobotError(f"framework {type(self).__name__} has no denoiser that could be distilled")
+        self.load_weights(teacher.state_dict())
+        for name, parameter in self.named_parameters():
+            if name.partition(".")[0] not in self.denoiser_parts:
+                parameter.requires_grad_(False)
+        teacher.eval().requires_grad_(False)
+        self._teacher = (teacher,)
+        teach: Any = self.head.teach  # a Tensor or a Module, as far as nn.Module's types know
+        teach(teacher.head, teacher.denoise)
+
     @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of the framework's own weights: float32, or bfloat16 under `trainer.precision=bf16-true`.
@@ -172,8 +222,17 @@ class Framework(LightningModule):
 
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
+        for teacher in self._teacher:
+            teacher.to(self.device, self.compute_dtype)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if isinstance(batch, Batch):
+            empty = (~batch.action_mask.any(dim=1)).nonzero()
+            if len(empty):
+                raise LibrobotError(
+                    f"sample {int(empty[0])} of a batch has no action to learn from: its action_mask is "
+                    f"False at all {self.horizon} steps; leave such samples out of the dataset"
+                )
         if self.trainer.training:
             seed_step(self._seed, self.trainer)
         return batch
@@ -231,8 +290,23 @@ class Framework(LightningModule):
             "spec": plain(self.spec.to_dict(), "spec"),
             "provenance": self._provenance,
             "backbone": self.vlm.files() if self.vlm is not None else {},
+            "head": self.head.files(),
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.head.restore(checkpoint["librobot"].get("head", {}))
 
     def load_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load weights that must fit exactly. Raises LibrobotError with the names that do not."""
         fit_state_dict(self, state_dict)
+
+    def _check_head(self, head: ActionHead) -> None:
+        """Raises ValueError where the head needs a network that this framework does not bring."""
+        if head.network not in self.brings:
+            needed = {"denoiser": "a denoiser", "decoder": "a decoder", "pair": "a denoiser and a decoder"}
+            option = {"denoiser": "dit", "decoder": "causal", "pair": "pair"}
+            raise ValueError(
+                f"head {type(head).__name__} needs {needed[head.network]}, and {type(self).__name__} brings "
+                f"{needed[self.brings[0]]} of its own; take framework=custom network={option[head.network]}, "
+                f"or a head such as flow_matching"
+            )

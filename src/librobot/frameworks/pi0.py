@@ -30,6 +30,7 @@ from librobot.losses import reduce
 from librobot.nn.attention import Attention, GatedMLP, block_mask
 from librobot.nn.learned_cache import LearnedCache
 from librobot.nn.norms import GemmaRMSNorm
+from librobot.nn.pooling import situation
 from librobot.nn.positions import rotary_angles, time_embedding
 from librobot.normalize import NormalizationMode
 from librobot.types import Batch, Observation, RobotSpec
@@ -44,6 +45,15 @@ class Condition:
 
     prefix: Context
     state: Float[Tensor, "b t s"]
+
+    @property
+    def features(self) -> Float[Tensor, "b f"]:
+        """What tells situations apart, for a coupling of noise and actions."""
+        return situation(self.prefix.hidden, self.prefix.mask, self.state)
+
+    def dropped(self, rows: Bool[Tensor, " b"]) -> Condition:
+        """Without pictures and instruction in those samples; the state stays."""
+        return replace(self, prefix=replace(self.prefix, mask=self.prefix.mask & ~rows[:, None]))
 
 
 class ExpertBlock(nn.Module):
@@ -73,6 +83,10 @@ class ExpertBlock(nn.Module):
 
 
 class Pi0(Framework):
+    denoiser_parts = (
+        "expert", "expert_norm", "state_proj", "action_in_proj", "action_time_mlp", "action_out_proj",
+    )  # fmt: skip
+
     def __init__(
         self,
         *,
@@ -108,9 +122,9 @@ class Pi0(Framework):
             normalization=normalization,
             freeze=freeze,
             lr_multipliers=lr_multipliers,
+            action_width=max_action_dim,
         )
         self.state_width = spec.state_dim if max_state_dim is None else max_state_dim
-        self.action_width = spec.action_dim if max_action_dim is None else max_action_dim
         self.num_state_tokens = obs_steps if self.state_width else 0
         self.geometry = vlm.geometry
         width = vlm.hidden_size // 2 if expert_width is None else expert_width
@@ -129,7 +143,7 @@ class Pi0(Framework):
             )
         else:
             self.action_token = nn.Parameter(torch.randn(width))
-        self.action_out_proj = nn.Linear(width, self.action_width)
+        self.action_out_proj = nn.Linear(width, head.output_width)
         # Only a cache's keys and values are read, so what lies behind the last layer's cannot train.
         self.prefix_layers: tuple[int, ...] = () if vlm.has_cache else (-1,)
         self.learned_cache = None
@@ -156,11 +170,18 @@ class Pi0(Framework):
         return reduce(per_sample, batch.action_mask), {}
 
     def sample_actions(
-        self, observation: Observation, *, noise: Tensor | None = None, steps: int | None = None
+        self,
+        observation: Observation,
+        *,
+        noise: Tensor | None = None,
+        num_steps: int | None = None,
+        guidance: float | None = None,
     ) -> Float[Tensor, "b k a"]:
         condition = self.condition(observation)
         shape = (observation.batch_size, self.horizon, self.action_width)
-        actions = self.head.sample(self.denoise, condition, shape, noise=noise, steps=steps)
+        actions = self.head.sample(
+            self.denoise, condition, shape, noise=noise, num_steps=num_steps, guidance=guidance
+        )
         return self.physical_actions(actions[..., : self.spec.action_dim])
 
     def condition(self, observation: Observation) -> Condition:
@@ -176,7 +197,7 @@ class Pi0(Framework):
 
     def denoise(
         self, x_t: Float[Tensor, "b k a"], time: Float[Tensor, " b"], condition: Condition
-    ) -> Float[Tensor, "b k a"]:
+    ) -> Float[Tensor, "b k o"]:
         prefix = condition.prefix
         x, blocks = self.embed_suffix(x_t, time, condition.state)
         positions = prefix.next_position[:, None] + torch.arange(x.shape[1], device=x.device)

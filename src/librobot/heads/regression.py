@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +14,12 @@ from librobot.heads.base import ActionHead, Denoiser, Mask
 
 
 class Regression(ActionHead):
-    """Base of both: predicts, and compares. `noise`, `time` and `steps` have nothing to act on."""
+    """Base of both: predicts, and compares. `noise`, `time` and `num_steps` have nothing to act on."""
 
     generative: ClassVar[bool] = False
+
+    def __init__(self, *, dim_weights: Sequence[float] | None = None) -> None:
+        super().__init__(dim_weights=dim_weights)
 
     def compare(
         self, prediction: Float[Tensor, "b k a"], target: Float[Tensor, "b k a"], mask: Mask
@@ -42,8 +46,10 @@ class Regression(ActionHead):
         shape: tuple[int, int, int],
         *,
         noise: Float[Tensor, "*steps b k a"] | None = None,
-        steps: int | None = None,
+        num_steps: int | None = None,
+        guidance: float | None = None,
     ) -> Float[Tensor, "b k a"]:
+        self.no_guidance(guidance)
         zeros = self.anchor.new_zeros(shape)
         return denoiser(zeros, zeros[:, 0, 0], context)
 
@@ -54,7 +60,7 @@ class L1(Regression):
     def compare(
         self, prediction: Float[Tensor, "b k a"], target: Float[Tensor, "b k a"], mask: Mask
     ) -> Float[Tensor, " b"]:
-        return losses.l1(prediction, target, mask)
+        return losses.l1(prediction, target, mask, self.dim_weights)
 
 
 class MSE(Regression):
@@ -63,4 +69,4 @@ class MSE(Regression):
     def compare(
         self, prediction: Float[Tensor, "b k a"], target: Float[Tensor, "b k a"], mask: Mask
     ) -> Float[Tensor, " b"]:
-        return losses.mse(prediction, target, mask)
+        return losses.mse(prediction, target, mask, self.dim_weights)

@@ -36,6 +36,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
         check_checkpoint(Path(cfg.ckpt), framework)
     else:
         framework.normalizer.fit(datamodule.statistics)
+        if framework.head.needs_fit:
+            framework.head.fit(framework.normalized_chunks(datamodule.action_chunks()))
     plain = resolve(cfg)
     framework.attach_run(config=plain, provenance=source.provenance)
     trainer = build_trainer(cfg)

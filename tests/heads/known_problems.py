@@ -1,0 +1,111 @@
+"""Conditional distributions of actions whose answer is known, and how far samples are from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from librobot.heads.base import ActionHead
+from librobot.networks.base import ContextTokens, Network, Sizes
+
+HORIZON, ACTION_DIM, NUM_CONTEXTS, CONTEXT_WIDTH = 2, 2, 2, 16
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`draw(which, generator)` gives a chunk (k, a) for each context index; `modes[which]` are the first
+    actions at the centres of that context's modes."""
+
+    draw: Callable[[Tensor, torch.Generator], Tensor]
+    modes: Tensor
+
+
+def chunk_of(point: Tensor, generator: torch.Generator, spread: float) -> Tensor:
+    """Two correlated steps: the second action mirrors the first."""
+    chunk = torch.stack((point, -point), dim=1)
+    return chunk + spread * torch.randn(chunk.shape, generator=generator)
+
+
+def two_modes() -> Problem:
+    """A detour to the left (30%) or to the right (70%), whose axis depends on the context."""
+    modes = torch.tensor([[[-0.6, 0.0], [0.6, 0.0]], [[0.2, -0.5], [0.2, 0.7]]])
+
+    def draw(which: Tensor, generator: torch.Generator) -> Tensor:
+        right = (torch.rand(len(which), generator=generator) < 0.7).long()
+        return chunk_of(modes[which, right], generator, 0.08)
+
+    return Problem(draw, modes)
+
+
+def ring() -> Problem:
+    """A circle around the origin, whose radius depends on the context; its modes are twelve arcs."""
+    angles = torch.arange(12) * 2 * math.pi / 12
+    unit = torch.stack((angles.cos(), angles.sin()), dim=-1)
+    radius = torch.tensor([0.4, 0.8])
+
+    def draw(which: Tensor, generator: torch.Generator) -> Tensor:
+        angle = 2 * math.pi * torch.rand(len(which), generator=generator)
+        point = radius[which, None] * torch.stack((angle.cos(), angle.sin()), dim=-1)
+        return chunk_of(point, generator, 0.05)
+
+    return Problem(draw, radius[:, None, None] * unit)
+
+
+PROBLEMS = {"two_modes": two_modes, "ring": ring}
+
+
+def context_of(which: Tensor) -> ContextTokens:
+    """One token that names the context."""
+    table = torch.randn(NUM_CONTEXTS, CONTEXT_WIDTH, generator=torch.Generator().manual_seed(0))
+    return ContextTokens(
+        values=table[which][:, None],
+        mask=torch.ones(len(which), 1, dtype=torch.bool),
+        features=torch.nn.functional.one_hot(which, NUM_CONTEXTS).float(),
+        null=torch.zeros(CONTEXT_WIDTH),
+    )
+
+
+def sizes_for(head: ActionHead) -> Sizes:
+    return Sizes(
+        horizon=HORIZON,
+        action_dim=ACTION_DIM,
+        context_width=CONTEXT_WIDTH,
+        output_width=0 if head.network == "decoder" else head.output_width,
+        takes_noise=head.generative,
+        vocabulary=getattr(head, "vocabulary", 0),
+        max_tokens=getattr(head, "max_tokens", 0),
+    )
+
+
+def train(head: ActionHead, network: Network, problem: Problem, *, num_steps: int, lr: float = 2e-3) -> None:
+    generator = torch.Generator().manual_seed(1)
+    parameters = [*network.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    mask = torch.ones(256, HORIZON, dtype=torch.bool)
+    for _ in range(num_steps):
+        which = torch.randint(NUM_CONTEXTS, (256,), generator=generator)
+        actions = problem.draw(which, generator)
+        optimizer.zero_grad()
+        head.loss(network, context_of(which), actions, mask).mean().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+def shares(chunks: Tensor, modes: Tensor) -> Tensor:
+    """The share of samples whose first action is nearest to each mode."""
+    nearest = torch.cdist(chunks[:, 0], modes).argmin(dim=1)
+    return torch.bincount(nearest, minlength=len(modes)) / len(chunks)
+
+
+def sliced_wasserstein(first: Tensor, second: Tensor) -> float:
+    """Mean distance of sorted projections over 256 fixed directions, of two sets of equally many chunks."""
+    directions = torch.randn(first[0].numel(), 256, generator=torch.Generator().manual_seed(2))
+    directions = directions / directions.norm(dim=0)
+    projected = [(chunks.flatten(1) @ directions).sort(dim=0).values for chunks in (first, second)]
+    return (projected[0] - projected[1]).abs().mean().item()
