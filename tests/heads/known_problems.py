@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,50 +10,40 @@ from torch import Tensor
 from librobot.heads.base import ActionHead
 from librobot.networks.base import ContextTokens, Network, Sizes
 
-HORIZON, ACTION_DIM, NUM_CONTEXTS, CONTEXT_WIDTH = 2, 2, 2, 16
+HORIZON, ACTION_DIM, NUM_CONTEXTS, CONTEXT_WIDTH = 2, 2, 4, 16
 
 
-@dataclass(frozen=True)
-class Problem:
-    """`draw(which, generator)` gives a chunk (k, a) for each context index; `modes[which]` are the first
-    actions at the centres of that context's modes."""
-
-    draw: Callable[[Tensor, torch.Generator], Tensor]
-    modes: Tensor
+TWO_MODES, RING = (0, 1), (2, 3)  # contexts: two of either problem
 
 
-def chunk_of(point: Tensor, generator: torch.Generator, spread: float) -> Tensor:
-    """Two correlated steps: the second action mirrors the first."""
-    chunk = torch.stack((point, -point), dim=1)
-    return chunk + spread * torch.randn(chunk.shape, generator=generator)
+def centres() -> list[Tensor]:
+    """First actions at the centres of each context's modes.
 
-
-def two_modes() -> Problem:
-    """A detour to the left (30%) or to the right (70%), whose axis depends on the context."""
-    modes = torch.tensor([[[-0.6, 0.0], [0.6, 0.0]], [[0.2, -0.5], [0.2, 0.7]]])
-
-    def draw(which: Tensor, generator: torch.Generator) -> Tensor:
-        right = (torch.rand(len(which), generator=generator) < 0.7).long()
-        return chunk_of(modes[which, right], generator, 0.08)
-
-    return Problem(draw, modes)
-
-
-def ring() -> Problem:
-    """A circle around the origin, whose radius depends on the context; its modes are twelve arcs."""
+    Contexts 0 and 1: a detour to the left (30%) or to the right (70%), along different axes. Contexts 2 and
+    3: circles around the origin of different radius, whose modes are twelve arcs.
+    """
     angles = torch.arange(12) * 2 * math.pi / 12
     unit = torch.stack((angles.cos(), angles.sin()), dim=-1)
-    radius = torch.tensor([0.4, 0.8])
-
-    def draw(which: Tensor, generator: torch.Generator) -> Tensor:
-        angle = 2 * math.pi * torch.rand(len(which), generator=generator)
-        point = radius[which, None] * torch.stack((angle.cos(), angle.sin()), dim=-1)
-        return chunk_of(point, generator, 0.05)
-
-    return Problem(draw, radius[:, None, None] * unit)
+    detours = [torch.tensor([[-0.6, 0.0], [0.6, 0.0]]), torch.tensor([[0.2, -0.5], [0.2, 0.7]])]
+    return [*detours, 0.4 * unit, 0.8 * unit]
 
 
-PROBLEMS = {"two_modes": two_modes, "ring": ring}
+def draw(which: Tensor, generator: torch.Generator) -> Tensor:
+    """A chunk (k, a) for each context index: two correlated steps, the second mirrors the first."""
+    modes = centres()
+    right = (torch.rand(len(which), generator=generator) < 0.7).long()
+    angle = 2 * math.pi * torch.rand(len(which), generator=generator)
+    detour = torch.stack((modes[0], modes[1]))[which.clamp_max(1), right]
+    radius = torch.tensor([0.0, 0.0, 0.4, 0.8])[which, None]
+    circle = radius * torch.stack((angle.cos(), angle.sin()), dim=-1)
+    point = torch.where(which[:, None] < 2, detour, circle)
+    chunk = torch.stack((point, -point), dim=1)
+    return chunk + 0.08 * torch.randn(chunk.shape, generator=generator)
+
+
+def of_context(which: int, count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return draw(torch.full((count,), which), generator)
 
 
 def context_of(which: Tensor) -> ContextTokens:
@@ -81,7 +69,7 @@ def sizes_for(head: ActionHead) -> Sizes:
     )
 
 
-def train(head: ActionHead, network: Network, problem: Problem, *, num_steps: int, lr: float = 2e-3) -> None:
+def train(head: ActionHead, network: Network, *, num_steps: int, lr: float = 2e-3) -> None:
     generator = torch.Generator().manual_seed(1)
     parameters = [*network.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
@@ -89,7 +77,7 @@ def train(head: ActionHead, network: Network, problem: Problem, *, num_steps: in
     mask = torch.ones(256, HORIZON, dtype=torch.bool)
     for _ in range(num_steps):
         which = torch.randint(NUM_CONTEXTS, (256,), generator=generator)
-        actions = problem.draw(which, generator)
+        actions = draw(which, generator)
         optimizer.zero_grad()
         head.loss(network, context_of(which), actions, mask).mean().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

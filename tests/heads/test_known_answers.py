@@ -1,6 +1,9 @@
 """Every head on conditional distributions whose answer is known: generative ones recover all modes, the L1
 head averages them."""
 
+from itertools import combinations
+from statistics import mean
+
 import known_problems
 import pytest
 import torch
@@ -9,7 +12,7 @@ from omegaconf import OmegaConf
 
 import tiny_models
 
-NUM_SAMPLES = 1000
+NUM_SAMPLES = 500
 
 
 @pytest.fixture(autouse=True)
@@ -32,84 +35,85 @@ def made(name: str, **changes):
     return head
 
 
+SIZES = {
+    "mlp": {"width": 128, "num_blocks": 3},
+    "causal": {"width": 64, "num_layers": 2, "num_heads": 4, "mlp_width": 128},
+}
+
+
+def network_node(name: str):
+    return OmegaConf.to_container(tiny_models.load("network", name)) | SIZES.get(name, {})
+
+
 def network_for(head):
-    name = {"denoiser": "mlp", "decoder": "causal", "pair": "pair"}[head.network]
-    small = {"width": 128, "num_layers": 3, "num_blocks": 3, "num_heads": 4}
-    node = OmegaConf.to_container(tiny_models.load("network", name))
-
-    def fitted(node):
-        changed = {key: small.get(key, value) for key, value in node.items()}
-        if name == "pair" and "denoiser" in changed:
-            mlp = OmegaConf.to_container(tiny_models.load("network", "mlp"))
-            changed |= {"denoiser": fitted_leaf(mlp), "decoder": fitted_leaf(changed["decoder"])}
-        return changed
-
-    def fitted_leaf(node):
-        return {key: small.get(key, value) for key, value in node.items()}
-
-    return instantiate(OmegaConf.create(fitted(node)), _convert_="all")(sizes=known_problems.sizes_for(head))
+    node = network_node({"denoiser": "mlp", "decoder": "causal", "pair": "pair"}[head.network])
+    if head.network == "pair":
+        node |= {"denoiser": network_node("mlp"), "decoder": network_node("causal")}
+    return instantiate(OmegaConf.create(node), _convert_="all")(sizes=known_problems.sizes_for(head))
 
 
-def trained(name: str, problem, *, num_steps: int, **changes):
-    head = made(name, **changes)
+def trained(name: str, num_steps: int):
+    head = made(name, **OPTIONS.get(name, {}))
     if head.needs_fit:
-        generator = torch.Generator().manual_seed(3)
-        head.fit(problem.draw(torch.randint(2, (4000,), generator=generator), generator))
+        which = torch.arange(8000) % known_problems.NUM_CONTEXTS
+        head.fit(known_problems.draw(which, torch.Generator().manual_seed(3)))
     network = network_for(head)
-    known_problems.train(head, network, problem, num_steps=num_steps)
+    known_problems.train(head, network, num_steps=num_steps)
     return head.eval(), network.eval()
 
 
 @torch.no_grad()
-def drawn(head, network, which: int) -> torch.Tensor:
-    torch.manual_seed(4)
-    context = known_problems.context_of(torch.full((NUM_SAMPLES,), which))
-    return head.sample(network, context, (NUM_SAMPLES, known_problems.HORIZON, known_problems.ACTION_DIM))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("problem", known_problems.PROBLEMS)
-@pytest.mark.parametrize("name", DISTRIBUTIONAL)
-def test_every_mode_is_recovered(name, problem):
-    problem = known_problems.PROBLEMS[problem]()
-    head, network = trained(name, problem, num_steps=3000, **OPTIONS.get(name, {}))
-    generator = torch.Generator().manual_seed(5)
-    for which in range(known_problems.NUM_CONTEXTS):
-        samples = drawn(head, network, which)
-        true = [problem.draw(torch.full((NUM_SAMPLES,), which), generator) for _ in range(6)]
-        modes = problem.modes[which]
-        exact = known_problems.shares(problem.draw(torch.full((100_000,), which), generator), modes)
-        assert (known_problems.shares(samples, modes) - exact).abs().max() < 0.05
-        distance = sum(known_problems.sliced_wasserstein(samples, other) for other in true) / len(true)
-        between = [known_problems.sliced_wasserstein(true[i], true[j]) for i in range(6) for j in range(i)]
-        assert distance < 1.5 * sum(between) / len(between)
+def drawn(head, network, which: int, seed: int = 4, count: int = NUM_SAMPLES) -> torch.Tensor:
+    torch.manual_seed(seed)
+    context = known_problems.context_of(torch.full((count,), which))
+    return head.sample(network, context, (count, known_problems.HORIZON, known_problems.ACTION_DIM))
 
 
 # Samplers with enough steps that discretisation is not what is measured; enough modes for a ring.
 OPTIONS = {
     "flow_matching": {"num_steps": 50},
     "ot_cfm": {"num_steps": 50},
+    "edm": {"num_steps": 40},
     "ddpm": {"num_steps": 50},
     "mixture": {"num_modes": 24},
 }
+BUDGET = {"bins": 1000, "fast": 1000, "hybrid": 1000, "ot_cfm": 1500}
 
 
-def test_the_l1_head_averages():
-    """With modes of equal weight the least absolute error lies anywhere between them, never only at one; of
-    a 70% mode it is that mode, and the squared error's answer is the mean. Both miss the other mode."""
-    problem = known_problems.two_modes()
-    centre = 0.3 * problem.modes[:, 0] + 0.7 * problem.modes[:, 1]
-    head, network = trained("mse", problem, num_steps=400)
-    for which in range(2):
-        samples = drawn(head, network, which)
-        assert samples.std(dim=0).max() < 1e-5, "one answer, whatever the noise"
-        assert (samples[0, 0] - centre[which]).abs().max() < 0.1
-    head, network = trained("l1", problem, num_steps=400)
-    for which in range(2):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DISTRIBUTIONAL)
+def test_every_mode_is_recovered(name):
+    """Shares within five points; the distance to the truth within 1.5 of that of the truth to itself.
+
+    Distances are means over six sets of samples on both sides, since a single one varies by a half.
+    """
+    head, network = trained(name, BUDGET.get(name, 2000))
+    found = {}
+    for which, modes in enumerate(known_problems.centres()):
+        samples = drawn(head, network, which, count=6 * NUM_SAMPLES)
+        truth = known_problems.of_context(which, 6 * NUM_SAMPLES, seed=5)
+        exact = known_problems.shares(known_problems.of_context(which, 100_000, seed=6), modes)
+        error = (known_problems.shares(samples, modes) - exact).abs().max().item()
+        ours, true = samples.split(NUM_SAMPLES), truth.split(NUM_SAMPLES)
+        distance = mean([known_problems.sliced_wasserstein(a, b) for a in ours for b in true])
+        between = mean([known_problems.sliced_wasserstein(a, b) for a, b in combinations(true, 2)])
+        found[which] = (round(error, 3), round(distance / between, 2))
+    print(name, found)
+    assert all(error < 0.05 and ratio < 1.5 for error, ratio in found.values()), found
+
+
+def test_deterministic_heads_average():
+    """The squared error's answer is the mean of both modes, the absolute error's the heavier mode or, on the
+    circle, its empty centre; whatever the noise."""
+    modes = known_problems.centres()
+    head, network = trained("mse", 300)
+    for which in known_problems.TWO_MODES:
         samples = drawn(head, network, which)
         assert samples.std(dim=0).max() < 1e-5
-        assert known_problems.shares(samples, problem.modes[which]).max() == 1.0, "the other mode is lost"
-    ring = known_problems.ring()
-    head, network = trained("l1", ring, num_steps=400)
-    radius = drawn(head, network, 1)[0, 0].norm()
-    assert radius < 0.25, "the centre of the ring, where no demonstration is"
+        assert (samples[0, 0] - (0.3 * modes[which][0] + 0.7 * modes[which][1])).abs().max() < 0.15
+    head, network = trained("l1", 300)
+    for which in known_problems.TWO_MODES:
+        samples = drawn(head, network, which)
+        assert samples.std(dim=0).max() < 1e-5
+        assert known_problems.shares(samples, modes[which])[0] == 0, "the lighter mode is lost"
+    assert drawn(head, network, known_problems.RING[1])[0, 0].norm() < 0.3, "where no demonstration is"
