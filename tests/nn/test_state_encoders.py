@@ -70,8 +70,9 @@ def test_the_transformers_tokens_stand_for_dimensions():
     """With silenced layers, token (t, s) is project(norm(value * weight_s + bias_s + age_t))."""
     encoder, state = silenced(built("transformer", 2)), torch.randn(3, 2, 5)
     tokens = torch.einsum("bts,sd->btsd", state, encoder.weight) + encoder.bias
-    tokens = tokens + age_embedding(2, 128)[:, None]
-    expected = encoder.project(functional.layer_norm(tokens, (128,)))
+    inner = tokens.shape[-1]
+    tokens = tokens + age_embedding(2, inner)[:, None]
+    expected = encoder.project(functional.layer_norm(tokens, (inner,)))
     torch.testing.assert_close(encoder(state), expected.flatten(1, 2))
     pooled = silenced(built("transformer", 2, pool=True))
     torch.testing.assert_close(pooled(state), expected.mean(dim=2), atol=1e-5, rtol=1e-5)
