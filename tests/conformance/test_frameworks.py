@@ -5,9 +5,11 @@ from dataclasses import replace
 import lightning
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 import tiny_models
+from librobot.config.build import build_framework
 from librobot.errors import LibrobotError
 from librobot.heads.reflow import Reflow
 from librobot.policy import Policy
@@ -44,6 +46,14 @@ def part_of(observation: Observation, rows: slice) -> Observation:
         state=observation.state[rows],
         prompt=observation.prompt[rows],
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_student_needs_a_teacher(tmp_path):
+    plain = tiny_models.config("custom", "consistency")
+    student = build_framework(OmegaConf.create(plain), tiny_models.SPEC)
+    with pytest.raises(LibrobotError, match=r"head\.teacher=CHECKPOINT"):
+        fit(student, 1, tmp_path)
 
 
 def check_gradients(framework) -> None:

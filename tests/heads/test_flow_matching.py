@@ -47,13 +47,39 @@ def test_a_gaussian_is_transported():
     torch.testing.assert_close(drawn, mean + std * noise, atol=5e-3, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "mean"), [("beta", 0.6), ("uniform", 0.5), ("logit_normal", 0.5)])
-def test_times(name, mean):
+def test_the_other_time_convention_is_the_papers():
+    """The network sees 1 - t and is trained on actions - noise; `time` and the loss are the same."""
+    actions, noise = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    time = torch.tensor([0.25, 0.75])
+    seen = {}
+
+    def denoiser(x_t, t, context):
+        seen.update(x_t=x_t, t=t)
+        return actions - noise + 0.5
+
+    head = FlowMatching(time_convention="noise_at_zero")
+    loss = head.loss(denoiser, None, actions, torch.ones(2, 3, dtype=torch.bool), noise=noise, time=time)
+    torch.testing.assert_close(loss, torch.full((2,), 0.25))
+    torch.testing.assert_close(seen["x_t"][0], 0.25 * noise[0] + 0.75 * actions[0])
+    torch.testing.assert_close(seen["t"], torch.tensor([0.75, 0.25]))
+
+
+@pytest.mark.parametrize(
+    ("options", "mean", "std"),
+    [
+        ({}, 1.5 / 2.5, 0.262),  # Beta(1.5, 1)
+        ({"beta_alpha": 1.0, "beta_beta": 3.0}, 0.25, 0.194),
+        ({"time_distribution": "uniform"}, 0.5, 0.289),
+        ({"time_distribution": "logit_normal"}, 0.5, 0.208),
+    ],
+)
+def test_times(options, mean, std):
     torch.manual_seed(0)
-    time = FlowMatching(time_distribution=name).draw_time(20_000)
+    time = FlowMatching(**options).draw_time(20_000)
     assert time.min() >= 0.001
     assert time.max() <= 1.0
     assert abs(time.mean() - mean) < 0.01
+    assert abs(time.std() - std) < 0.01
 
 
 def test_bad_arguments():

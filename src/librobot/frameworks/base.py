@@ -186,6 +186,10 @@ class Framework(LightningModule):
         teach(teacher.head, teacher.denoise)
 
     @property
+    def has_teacher(self) -> bool:
+        return bool(self._teacher)
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of the framework's own weights: float32, or bfloat16 under `trainer.precision=bf16-true`.
         The backbone's may differ (`vlm.dtype`)."""
@@ -222,6 +226,11 @@ class Framework(LightningModule):
 
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
+        if hasattr(self.head, "teach") and not self.has_teacher:
+            raise LibrobotError(
+                f"head.teacher: head {type(self.head).__name__} learns from a trained policy; give "
+                f"head.teacher=CHECKPOINT, of the same framework and backbone, with a flow or diffusion head"
+            )
         for teacher in self._teacher:
             teacher.to(self.device, self.compute_dtype)
 

@@ -13,6 +13,7 @@ always the first of the context; where `head.drop_context` hides the observation
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -140,7 +141,14 @@ class Custom(Framework):
 
     def _make_network(self, network: NetworkFactory, head: ActionHead) -> Network:
         """The network in the head's sizes. Raises ValueError where it is of the wrong kind."""
-        made = network(
+        kind: Any = getattr(network, "func", network)  # a YAML's is a functools.partial of the class
+        if kind.kind != head.network:
+            option = {"denoiser": "dit", "decoder": "causal", "pair": "pair"}[head.network]
+            raise ValueError(
+                f"head {type(head).__name__} needs a {head.network}, and network {kind.__name__} is a "
+                f"{kind.kind}; take network={option}"
+            )
+        return network(
             sizes=Sizes(
                 horizon=self.horizon,
                 action_dim=self.action_width,
@@ -151,10 +159,3 @@ class Custom(Framework):
                 max_tokens=getattr(head, "max_tokens", 0),
             )
         )
-        if made.kind != head.network:
-            option = {"denoiser": "dit", "decoder": "causal", "pair": "pair"}[head.network]
-            raise ValueError(
-                f"head {type(head).__name__} needs a {head.network}, and network {type(made).__name__} is a "
-                f"{made.kind}; take network={option}"
-            )
-        return made

@@ -28,9 +28,9 @@ class Consistency(ActionHead):
     """The denoiser predicts the mean velocity from a point to the path's end.
 
     `teacher` is the checkpoint of a policy with a flow or diffusion head. `num_intervals` is the number of
-    times between which the teacher steps by `teacher_solver`. `distance`: squared error, or pseudo-Huber with
-    Song and Dhariwal's constant 0.00054 * sqrt(a * k). `num_steps` above 1 adds noise again and maps again
-    (their algorithm 1).
+    times between which the teacher steps by `teacher_solver`. `distance`: mean squared error, or pseudo-Huber
+    with Song and Dhariwal's constant (0.00054 * sqrt(elements) for a summed square is 0.00054 for a mean
+    one). `num_steps` above 1 adds noise again and maps again (Song et al. 2023, algorithm 1).
     """
 
     generative: ClassVar[bool] = True
@@ -124,13 +124,16 @@ class Consistency(ActionHead):
         size = (here - there)[:, None, None]
         v = self.teacher.velocity(x, here, context)
         if self.teacher_solver == "heun":
-            ahead = there.clamp_min(1e-3)  # where training has seen the teacher
-            v = 0.5 * (v + self.teacher.velocity(x - size * v, ahead, context))
+            # No correction where the step ends at 0 (Karras et al. 2022, algorithm 1): the velocity of a
+            # diffusion teacher has its error divided by the time.
+            last = there == 0
+            ahead = self.teacher.velocity(x - size * v, torch.where(last, here, there), context)
+            v = torch.where(last[:, None, None], v, 0.5 * (v + ahead))
         return x - size * v
 
     def _distance(self, found: Tensor, target: Tensor, mask: Mask) -> Float[Tensor, " b"]:
-        if self.distance == "mse":
-            return losses.mse(found, target, mask, self.dim_weights)
-        c = 0.00054 * (found.shape[1] * found.shape[2]) ** 0.5
         squared = losses.mse(found, target, mask, self.dim_weights)
-        return (squared + c**2).sqrt() - c
+        if self.distance == "mse":
+            return squared
+        c = 0.00054
+        return squared / ((squared + c**2).sqrt() + c)  # sqrt(squared + c^2) - c, without cancellation

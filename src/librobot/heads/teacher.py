@@ -78,7 +78,9 @@ def _ddpm_clean(head: Any, denoiser: Denoiser, x_t: Tensor, time: Tensor, contex
     t = time.float()[:, None, None]
     own = x_t / (t.square() + (1 - t).square()).sqrt()
     output = denoiser(own, own_time.float().to(x_t.device), context).float()
-    return estimate_clean(own, output, Level(0.0, alpha, sigma), head.prediction)  # type: ignore[arg-type]
+    clean = estimate_clean(own, output, Level(0.0, alpha, sigma), head.prediction)  # type: ignore[arg-type]
+    # Bounded as in the teacher's own sampling: near t = 1 an error of `epsilon` is divided by almost 0.
+    return clean if head.clip is None else clean.clamp(-head.clip, head.clip)
 
 
 def _edm_clean(head: Any, denoiser: Denoiser, x_t: Tensor, time: Tensor, context: Any) -> Tensor:

@@ -35,7 +35,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     if cfg.ckpt:
         check_checkpoint(Path(cfg.ckpt), framework)
     else:
-        framework.normalizer.fit(datamodule.statistics)
+        if not framework.has_teacher:  # a teacher's statistics come with its weights
+            framework.normalizer.fit(datamodule.statistics)
         if framework.head.needs_fit:
             framework.head.fit(framework.normalized_chunks(datamodule.action_chunks()))
     plain = resolve(cfg)
