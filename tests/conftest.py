@@ -1,1 +1,6 @@
-"""Makes the helpers beside this file importable from every test folder."""
+"""Makes the helpers beside this file importable from every test folder, and keeps small tensors on one thread:
+several that wait for each other make the suite many times slower on a busy machine."""
+
+import torch
+
+torch.set_num_threads(1)

@@ -17,14 +17,6 @@ from librobot.heads.teacher import Teacher
 MODES, WEIGHTS, SPREAD = torch.tensor([-1.0, 1.0]), torch.tensor([0.4, 0.6]), 0.2
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def clean(x, signal, sigma):
     """E[actions | x] where x = signal * actions + sigma * noise, actions from a mixture of two Gaussians."""
     signal, sigma = (torch.as_tensor(y, dtype=x.dtype)[..., None] for y in (signal, sigma))

@@ -15,15 +15,6 @@ import tiny_models
 NUM_SAMPLES = 500
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny tensors are faster on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 DISTRIBUTIONAL = ["bins", "ddim", "ddpm", "edm", "fast", "flow_matching", "hybrid", "mixture", "ot_cfm"]
 
 
