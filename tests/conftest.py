@@ -1,5 +1,7 @@
-"""Makes the helpers beside this file importable from every test folder, and keeps small tensors on one thread:
-several that wait for each other make the suite many times slower on a busy machine."""
+"""Makes the helpers beside this file importable from every test folder, and keeps small tensors on one thread.
+
+Several threads that wait for each other make the suite many times slower on a busy machine.
+"""
 
 import torch
 

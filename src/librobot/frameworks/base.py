@@ -166,8 +166,9 @@ class Framework(LightningModule):
     def learn_from(self, teacher: Framework) -> None:
         """Start from a trained policy of the same configuration, and let the head learn from its denoiser.
 
-        What the two share (all but `denoiser_parts`) is frozen, so that both read the same context. Raises
-        LibrobotError where the head does not learn from a teacher, or the weights do not fit.
+        What the two share (all but `denoiser_parts`) is frozen, so that both read the same context. The
+        denoiser starts from the teacher's too where that predicts what the student will: the velocity of a
+        flow in the house's time convention. Raises LibrobotError where the head does not learn from a teacher, or the weights do not fit.
         """
         if not hasattr(self.head, "teach"):
             raise LibrobotError(
@@ -176,7 +177,11 @@ class Framework(LightningModule):
             )
         if not self.denoiser_parts:
             raise LibrobotError(f"framework {type(self).__name__} has no denoiser that could be distilled")
-        self.load_weights(teacher.state_dict())
+        weights = dict(teacher.state_dict())
+        if getattr(teacher.head, "time_convention", None) != "noise_at_one":
+            own = self.state_dict()
+            weights |= {n: own[n] for n in own if n.partition(".")[0] in self.denoiser_parts}
+        self.load_weights(weights)
         for name, parameter in self.named_parameters():
             if name.partition(".")[0] not in self.denoiser_parts:
                 parameter.requires_grad_(False)
