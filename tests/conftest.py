@@ -1,4 +1,4 @@
-"""Makes the helpers beside this file importable from every test folder, and keeps small tensors on one thread.
+"""Makes the helpers beside this file importable from every test folder; keeps small tensors on one thread.
 
 Several threads that wait for each other make the suite many times slower on a busy machine.
 """

@@ -168,7 +168,8 @@ class Framework(LightningModule):
 
         What the two share (all but `denoiser_parts`) is frozen, so that both read the same context. The
         denoiser starts from the teacher's too where that predicts what the student will: the velocity of a
-        flow in the house's time convention. Raises LibrobotError where the head does not learn from a teacher, or the weights do not fit.
+        flow in the house's time convention. Raises LibrobotError where the head does not learn from a
+        teacher, or the weights do not fit.
         """
         if not hasattr(self.head, "teach"):
             raise LibrobotError(
