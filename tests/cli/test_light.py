@@ -54,7 +54,7 @@ def test_help_is_fast_and_useful(name, tmp_path):
     assert f"librobot-{name}" in done.stdout
     assert "Examples" in done.stdout
     assert "--debug" in done.stdout
-    assert "framework: act, pi0" in done.stdout
+    assert "framework: act, custom, pi0" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

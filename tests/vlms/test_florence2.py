@@ -266,13 +266,13 @@ def test_cached_sampling_equals_recomputation(policy):
     calls = []
     policy.vlm.register_forward_hook(lambda *_: calls.append("prefix"))
     policy.learned_cache.register_forward_hook(lambda *_: calls.append("projections"))
-    once = policy.sample_actions(observation, noise=noise, steps=10)
+    once = policy.sample_actions(observation, noise=noise, num_steps=10)
     assert calls == ["prefix", "projections"]
 
     def recomputing(x_t, time, context):
         return policy.denoise(x_t, time, policy.condition(observation))
 
-    drawn = policy.head.sample(recomputing, None, tuple(noise.shape), noise=noise, steps=10)
+    drawn = policy.head.sample(recomputing, None, tuple(noise.shape), noise=noise, num_steps=10)
     assert len(calls) == 22
     assert torch.equal(once, policy.physical_actions(drawn[..., : tiny_models.SPEC.action_dim]))
 
