@@ -58,15 +58,7 @@ def context_of(which: Tensor) -> ContextTokens:
 
 
 def sizes_for(head: ActionHead) -> Sizes:
-    return Sizes(
-        horizon=HORIZON,
-        action_dim=ACTION_DIM,
-        context_width=CONTEXT_WIDTH,
-        output_width=0 if head.network == "decoder" else head.output_width,
-        takes_noise=head.generative,
-        vocabulary=getattr(head, "vocabulary", 0),
-        max_tokens=getattr(head, "max_tokens", 0),
-    )
+    return Sizes.of(head, CONTEXT_WIDTH)
 
 
 def train(head: ActionHead, network: Network, *, num_steps: int, lr: float = 2e-3) -> None:

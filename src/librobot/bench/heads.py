@@ -29,10 +29,9 @@ from librobot.bench._rows import Row, print_rows, write_rows
 from librobot.bench._timing import in_turns
 from librobot.config.build import build
 from librobot.heads.base import ActionHead
-from librobot.networks.base import ContextTokens, Network, Sizes
+from librobot.networks.base import OPTION_OF, ContextTokens, Network, Sizes
 
 OUTPUT = Path("outputs/bench/heads.json")
-NETWORKS = {"denoiser": "dit", "decoder": "causal", "pair": "pair"}
 LEARNERS = ("consistency", "reflow")  # need a trained teacher
 
 
@@ -87,7 +86,7 @@ class Measured:
         self.head.attach(horizon=arguments.horizon, action_dim=arguments.action_dim)
         if self.head.needs_fit:
             self.head.fit(swerves(torch.arange(2000) % 2, *self.shape[1:])[0])
-        self.network = network(self.head, arguments, NETWORKS[self.head.network])
+        self.network = network(self.head, arguments, OPTION_OF[self.head.network])
         count, width = arguments.context_tokens, arguments.width
         self.context = ContextTokens(
             values=torch.randn(arguments.batch_size, count, width),
@@ -120,16 +119,7 @@ def network(head: ActionHead, arguments: argparse.Namespace, name: str) -> Netwo
     node = option("network", name)
     for part in [node] if name != "pair" else [node.denoiser, node.decoder]:
         part.width = arguments.width
-    sizes = Sizes(
-        horizon=arguments.horizon,
-        action_dim=arguments.action_dim,
-        context_width=arguments.width,
-        output_width=0 if head.network == "decoder" else head.output_width,
-        takes_noise=head.generative,
-        vocabulary=getattr(head, "vocabulary", 0),
-        max_tokens=getattr(head, "max_tokens", 0),
-    )
-    return build(node, f"network={name}")(sizes=sizes)
+    return build(node, f"network={name}")(sizes=Sizes.of(head, arguments.width))
 
 
 def swerves(which: Tensor, horizon: int, action_dim: int) -> tuple[Tensor, ContextTokens]:

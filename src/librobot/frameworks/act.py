@@ -47,9 +47,15 @@ class Tokens:
 
 @dataclass
 class Memory(Tokens):
-    """What the decoder attends to. `features` tell situations apart, for a coupling of noise and actions."""
+    """What the decoder attends to, and what it was made of."""
 
-    features: Float[Tensor, "b f"]
+    seen: Tokens
+    state: Float[Tensor, "b t s"]
+
+    @property
+    def features(self) -> Float[Tensor, "b f"]:
+        """What tells situations apart, for a coupling of noise and actions."""
+        return situation(self.seen.values, self.seen.mask, self.state)
 
 
 class ACT(Framework):
@@ -235,8 +241,7 @@ class ACT(Framework):
         positions = repeat(self.plain_positions.weight, "l d -> b l d", b=len(seen.positions))
         positions = torch.cat((positions, seen.positions), dim=1)
         mask = torch.cat((seen.mask.new_ones(len(state), len(plain)), seen.mask), dim=1)
-        memory = self.encoder(values, positions, mask)
-        return Memory(memory, positions, mask, situation(seen.values, seen.mask, state))
+        return Memory(self.encoder(values, positions, mask), positions, mask, seen, state)
 
     def observation_tokens(self, observation: Observation) -> Tokens:
         if self.vlm is not None:

@@ -21,6 +21,7 @@ from librobot.frameworks.groups import parameter_groups
 from librobot.frameworks.randomness import seed_step
 from librobot.heads.base import ActionHead, NetworkKind
 from librobot.losses import l1
+from librobot.networks.base import OPTION_OF
 from librobot.normalize import NormalizationMode, Normalizer
 from librobot.types import Batch, Observation, RobotSpec
 from librobot.vlms.base import VLM, OrderedProcessor, Processor
@@ -319,9 +320,8 @@ class Framework(LightningModule):
         """Raises ValueError where the head needs a network that this framework does not bring."""
         if head.network not in self.brings:
             needed = {"denoiser": "a denoiser", "decoder": "a decoder", "pair": "a denoiser and a decoder"}
-            option = {"denoiser": "dit", "decoder": "causal", "pair": "pair"}
             raise ValueError(
                 f"head {type(head).__name__} needs {needed[head.network]}, and {type(self).__name__} brings "
-                f"{needed[self.brings[0]]} of its own; take framework=custom network={option[head.network]}, "
-                f"or a head such as flow_matching"
+                f"{needed[self.brings[0]]} of its own; take framework=custom "
+                f"network={OPTION_OF[head.network]}, or a head such as flow_matching"
             )

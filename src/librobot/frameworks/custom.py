@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFactory
 from librobot.heads.base import ActionHead
 from librobot.losses import reduce
-from librobot.networks.base import ContextTokens, Network, NetworkFactory, Sizes
+from librobot.networks.base import OPTION_OF, ContextTokens, Network, NetworkFactory, Sizes
 from librobot.nn.pooling import situation
 from librobot.normalize import NormalizationMode
 from librobot.types import Batch, Observation, RobotSpec
@@ -143,19 +143,8 @@ class Custom(Framework):
         """The network in the head's sizes. Raises ValueError where it is of the wrong kind."""
         kind: Any = getattr(network, "func", network)  # a YAML's is a functools.partial of the class
         if kind.kind != head.network:
-            option = {"denoiser": "dit", "decoder": "causal", "pair": "pair"}[head.network]
             raise ValueError(
                 f"head {type(head).__name__} needs a {head.network}, and network {kind.__name__} is a "
-                f"{kind.kind}; take network={option}"
+                f"{kind.kind}; take network={OPTION_OF[head.network]}"
             )
-        return network(
-            sizes=Sizes(
-                horizon=self.horizon,
-                action_dim=self.action_width,
-                context_width=self.width,
-                output_width=0 if head.network == "decoder" else head.output_width,
-                takes_noise=head.generative,
-                vocabulary=getattr(head, "vocabulary", 0),
-                max_tokens=getattr(head, "max_tokens", 0),
-            )
-        )
+        return network(sizes=Sizes.of(head, self.width))

@@ -210,6 +210,13 @@ class ActionHead(nn.Module):
         return context
 
 
+def at_least_one(num_steps: int) -> int:
+    """`num_steps` itself. Raises ValueError below 1."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, found {num_steps}")
+    return num_steps
+
+
 def further_noise(noise: Float[Tensor, "b k a"], number: int) -> Float[Tensor, "b k a"]:
     """Standard normal noise for a sampler's later steps (`number` 1, 2, ...) that `noise` determines.
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from librobot import losses
-from librobot.heads.base import ActionHead, Denoiser, Mask, further_noise, hold_last
+from librobot.heads.base import ActionHead, Denoiser, Mask, at_least_one, further_noise, hold_last
 from librobot.heads.teacher import Teacher
 
 Distance = Literal["mse", "pseudo_huber"]
@@ -100,9 +100,7 @@ class Consistency(ActionHead):
         """`noise` may have a leading axis of `num_steps`: the first entry starts, the others are added before
         each further step. Without it these follow from the first (`further_noise`)."""
         self.no_guidance(guidance)
-        num_steps = self.num_steps if num_steps is None else num_steps
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, found {num_steps}")
+        num_steps = self.num_steps if num_steps is None else at_least_one(num_steps)
         noise = self.draw_noise(shape) if noise is None else noise
         added = None if noise.ndim == 3 else noise[1:]
         x_t = (noise if noise.ndim == 3 else noise[0]).float()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from librobot import losses
 from librobot.heads import diffusion_solvers as solvers
-from librobot.heads.base import ActionHead, Denoiser, Mask, hold_last
+from librobot.heads.base import ActionHead, Denoiser, Mask, at_least_one, hold_last
 from librobot.heads.diffusion_solvers import Level
 from librobot.heads.noise_schedules import karras_sigmas
 
@@ -69,7 +69,7 @@ class EDM(ActionHead):
         self.sigma_data, self.sigma_min, self.sigma_max = sigma_data, sigma_min, sigma_max
         self.p_mean, self.p_std = p_mean, p_std
         self.sampler, self.rho = sampler, rho
-        self.num_steps = self._checked(num_steps)
+        self.num_steps = at_least_one(num_steps)
 
     def loss(
         self,
@@ -106,7 +106,7 @@ class EDM(ActionHead):
     ) -> Float[Tensor, "b k a"]:
         """Deterministic given `noise`, which is standard normal and scaled by `sigma_max` here. Arithmetic is
         in float32, whatever the network's precision."""
-        levels = self.levels(self.num_steps if num_steps is None else self._checked(num_steps))
+        levels = self.levels(self.num_steps if num_steps is None else at_least_one(num_steps))
         denoiser = self.guided(denoiser, context, shape[0], guidance)
         x = self.sigma_max * (self.draw_noise(shape) if noise is None else noise).float()
         before: tuple[Level, Tensor] | None = None
@@ -157,9 +157,3 @@ class EDM(ActionHead):
         log_sigma = self.p_mean + self.p_std * normal
         span = math.log(self.sigma_max / self.sigma_min)
         return ((log_sigma - math.log(self.sigma_min)) / span).clamp(0.0, 1.0)
-
-    @staticmethod
-    def _checked(num_steps: int) -> int:
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, found {num_steps}")
-        return num_steps

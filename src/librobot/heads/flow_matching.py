@@ -18,7 +18,7 @@ from torch import Tensor
 
 from librobot import losses
 from librobot.heads import ode_solvers
-from librobot.heads.base import ActionHead, Denoiser, Mask, hold_last
+from librobot.heads.base import ActionHead, Denoiser, Mask, at_least_one, hold_last
 from librobot.heads.coupling import optimal_partners
 
 TimeDistribution = Literal["beta", "uniform", "logit_normal"]
@@ -71,7 +71,7 @@ class FlowMatching(ActionHead):
         self.time_convention, self.coupling = time_convention, coupling
         self.condition_weight = condition_weight
         self.solver, self.rtol, self.atol = solver, rtol, atol
-        self.num_steps = _checked(num_steps)
+        self.num_steps = at_least_one(num_steps)
 
     def loss(
         self,
@@ -102,7 +102,7 @@ class FlowMatching(ActionHead):
         num_steps: int | None = None,
         guidance: float | None = None,
     ) -> Float[Tensor, "b k a"]:
-        num_steps = self.num_steps if num_steps is None else _checked(num_steps)
+        num_steps = self.num_steps if num_steps is None else at_least_one(num_steps)
         noise = self.draw_noise(shape) if noise is None else noise
         denoiser = self.guided(denoiser, context, shape[0], guidance)
 
@@ -151,9 +151,3 @@ class FlowMatching(ActionHead):
             one = torch.ones((), device=device, dtype=torch.float32)
             unit = torch.distributions.Beta(self.beta_alpha * one, self.beta_beta * one).sample((count,))
         return unit * 0.999 + 0.001
-
-
-def _checked(num_steps: int) -> int:
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, found {num_steps}")
-    return num_steps

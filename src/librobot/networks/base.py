@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+OPTION_OF = {"denoiser": "dit", "decoder": "causal", "pair": "pair"}
+"""Kind of network -> the `network=` option that error messages recommend."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,19 @@ class Sizes:
     takes_noise: bool
     vocabulary: int = 0
     max_tokens: int = 0
+
+    @classmethod
+    def of(cls, head: Any, context_width: int) -> Sizes:
+        """What an action head (`librobot.heads.base.ActionHead`) wants, once it is attached."""
+        return cls(
+            horizon=head.horizon,
+            action_dim=head.action_dim,
+            context_width=context_width,
+            output_width=0 if head.network == "decoder" else head.output_width,
+            takes_noise=head.generative,
+            vocabulary=getattr(head, "vocabulary", 0),
+            max_tokens=getattr(head, "max_tokens", 0),
+        )
 
 
 @dataclass
