@@ -158,3 +158,41 @@ def test_processor_is_picklable_and_says_what_is_too_long(vlm):
         warnings.simplefilter("error")
         with pytest.raises((LibrobotError, UserWarning), match="max_prompt_tokens"):
             processor(["a" * 10_000])
+
+
+@torch.inference_mode()
+def test_tokens_that_follow_the_context_one_by_one_or_together(vlm):
+    """Extended by three tokens at once, or by one and then two: the same; and no token sees a later one."""
+    if not vlm.has_cache:
+        with pytest.raises(LibrobotError, match="vlm=qwen2vl"):
+            vlm.extend(vlm(observation_for(vlm)), torch.zeros(4, 1, vlm.hidden_size))
+        return
+    context = vlm(observation_for(vlm))
+    ids = torch.tensor([[5, 6, 7]] * 4)
+    x = vlm.embed_tokens(ids)
+    whole = vlm.extend(context, x)
+    first = vlm.extend(context, x[:, :1])
+    rest = vlm.extend(first, x[:, 1:])
+    torch.testing.assert_close(first.hidden, whole.hidden[:, :1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(rest.hidden, whole.hidden[:, 1:], atol=1e-5, rtol=1e-4)
+    assert torch.equal(rest.next_position, context.next_position + 3)
+    assert rest.mask.shape[1] == rest.keys[0].shape[2] == context.mask.shape[1] + 3
+    assert vlm.logits(whole.hidden).shape[:2] == (4, 3)
+    changed = vlm.extend(context, vlm.embed_tokens(ids + torch.tensor([0, 0, 1])))
+    torch.testing.assert_close(changed.hidden[:, :2], whole.hidden[:, :2], atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(changed.hidden[:, 2], whole.hidden[:, 2], atol=1e-6)
+
+
+@torch.inference_mode()
+def test_padding_among_following_tokens_changes_nothing(vlm):
+    if not vlm.has_cache:
+        return
+    context = vlm(observation_for(vlm))
+    x = vlm.embed_tokens(torch.tensor([[5, 9, 6]] * 4))
+    real = torch.tensor([[True, False, True]] * 4)
+    padded = vlm.extend(context, x, real=real)
+    plain = vlm.extend(context, x[:, [0, 2]])
+    torch.testing.assert_close(padded.hidden[:, [0, 2]], plain.hidden, atol=1e-5, rtol=1e-4)
+    assert torch.equal(padded.next_position, plain.next_position)
+    both = vlm.extend(context, x, sees=torch.ones(1, 3, 3, dtype=torch.bool))
+    assert not torch.allclose(both.hidden[:, 0], vlm.extend(context, x).hidden[:, 0], atol=1e-6)

@@ -46,7 +46,7 @@ def test_batches_are_gathered_whole(array_source: Callable) -> None:
     source = array_source([4, 3])
     windows = Windows(source.episode_lengths, [0, 1], horizon=3, obs_steps=2)
 
-    def processor(prompts: list[str], images: dict | None = None) -> dict[str, torch.Tensor]:
+    def processor(prompts: list[str], images: dict, state: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"length": torch.tensor([len(prompt) for prompt in prompts])}
 
     batch = WindowDataset(source, windows, processor).__getitems__([3, 4, 0])

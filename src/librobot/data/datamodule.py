@@ -78,7 +78,7 @@ class DataModule(lightning.LightningDataModule):
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         self._source: Source | None = None
         self._windows: dict[str, int] | None = None
-        self._processor: Processor | None = None
+        self._make_processor: Callable[[], Processor | None] = lambda: None
         self._position: dict[str, int] | None = None
         self._train_sampler: EpochSampler | None = None
 
@@ -98,11 +98,17 @@ class DataModule(lightning.LightningDataModule):
         """Of every frame of the dataset, for `Normalizer.fit`."""
         return self.source.statistics()
 
-    def configure(self, *, horizon: int, obs_steps: int = 1, processor: Processor | None = None) -> None:
-        """What the framework needs: `horizon` actions, `obs_steps` observations, its backbone's processor
-        (run in the data workers; None leaves `Observation.inputs` empty)."""
+    def configure(
+        self,
+        *,
+        horizon: int,
+        obs_steps: int = 1,
+        make_processor: Callable[[], Processor | None] = lambda: None,
+    ) -> None:
+        """What the framework needs: `horizon` actions, `obs_steps` observations, and its processor, which
+        runs in the data workers and is made when they start (None leaves `Observation.inputs` empty)."""
         self._windows = {"horizon": horizon, "obs_steps": obs_steps}
-        self._processor = processor
+        self._make_processor = make_processor
 
     def action_chunks(self, limit: int = 100_000) -> Float[torch.Tensor, "n k a"]:
         """Chunks of the training episodes in physical units, evenly spread: at most `limit` of them."""
@@ -126,7 +132,9 @@ class DataModule(lightning.LightningDataModule):
         return np.sort(order[held_out:]), np.sort(order[:held_out])
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
-        dataset, sampler = self._dataset(self.split()[0], shuffle=True, drop_last=self.drop_last)
+        dataset, sampler = self._dataset(
+            self.split()[0], shuffle=True, drop_last=self.drop_last, processor=self._make_processor()
+        )
         if sampler.num_batches == 0:
             raise LibrobotError(
                 f"the training episodes hold {len(dataset)} samples, fewer than one batch of "
@@ -140,7 +148,8 @@ class DataModule(lightning.LightningDataModule):
         return ResumableLoader(dataset, sampler, state=self.state_dict, **self._worker_options())
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        dataset, sampler = self._dataset(self.split()[1], shuffle=False, drop_last=False)
+        processor = self._make_processor()
+        dataset, sampler = self._dataset(self.split()[1], shuffle=False, drop_last=False, processor=processor)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
@@ -174,15 +183,20 @@ class DataModule(lightning.LightningDataModule):
         self._position = dict(state_dict) or None
 
     def _dataset(
-        self, episodes: np.ndarray, *, shuffle: bool, drop_last: bool
+        self,
+        episodes: np.ndarray,
+        *,
+        shuffle: bool,
+        drop_last: bool,
+        processor: Processor | None = None,
     ) -> tuple[WindowDataset, EpochSampler]:
         if self._windows is None:
             raise LibrobotError(
                 "the data module does not know the framework's horizon yet: call "
-                "datamodule.configure(horizon=..., obs_steps=..., processor=...) first"
+                "datamodule.configure(horizon=..., obs_steps=..., make_processor=...) first"
             )
         windows = Windows(self.source.episode_lengths, episodes.tolist(), **self._windows)
-        dataset = WindowDataset(self.source, windows, self._processor)
+        dataset = WindowDataset(self.source, windows, processor)
         trainer = self.trainer
         sampler = EpochSampler(
             len(dataset),

@@ -16,9 +16,9 @@ from librobot.types import Batch, Observation
 
 
 class Processor(Protocol):
-    """A backbone's processor: prompts (and images) to token tensors."""
+    """A framework's processor: prompts, images (b, t, c, h, w) and states (b, t, s) to token tensors."""
 
-    def __call__(self, prompts: list[str], images: dict[str, Tensor] | None = None) -> dict[str, Tensor]: ...
+    def __call__(self, prompts: list[str], images: dict[str, Tensor], state: Tensor) -> dict[str, Tensor]: ...
 
 
 class Windows:
@@ -86,12 +86,13 @@ class WindowDataset(Dataset[Batch]):
         }
         rows = seen[:, -1]
         prompts = self.source.prompts(rows)
+        state = torch.from_numpy(self.source.states(seen.reshape(-1))).unflatten(0, (num, steps))
         observation = Observation(
             images=images,
             image_mask={camera: torch.ones(num, dtype=torch.bool) for camera in images},
-            state=torch.from_numpy(self.source.states(seen.reshape(-1))).unflatten(0, (num, steps)),
+            state=state,
             prompt=prompts,
-            inputs=self.processor(prompts, images) if self.processor is not None else None,
+            inputs=self.processor(prompts, images, state) if self.processor is not None else None,
         )
         acted, mask = self.windows.action_rows(index)
         actions = self.source.actions(acted.reshape(-1))

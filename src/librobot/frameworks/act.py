@@ -33,7 +33,7 @@ from librobot.nn.resnet import ResNet18
 from librobot.nn.text import ByteEncoder, ByteTokenizer
 from librobot.normalize import NormalizationMode
 from librobot.types import Batch, Observation, RobotSpec
-from librobot.vlms.base import VLM, Processor
+from librobot.vlms.base import VLM, ObservationProcessor
 
 
 @dataclass
@@ -200,8 +200,10 @@ class ACT(Framework):
         return self.physical_actions(actions)
 
     @property
-    def processor(self) -> Processor | None:
-        return self.tokenizer if self.vlm is None else super().processor
+    def processor(self) -> ObservationProcessor | None:
+        if self.tokenizer is None:
+            return super().processor
+        return ObservationProcessor(self.tokenizer, self.spec.camera_names)
 
     def encode_style(
         self,

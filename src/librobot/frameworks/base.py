@@ -24,7 +24,7 @@ from librobot.losses import l1
 from librobot.networks.base import OPTION_OF
 from librobot.normalize import NormalizationMode, Normalizer
 from librobot.types import Batch, Observation, RobotSpec
-from librobot.vlms.base import VLM, OrderedProcessor, Processor
+from librobot.vlms.base import VLM, ObservationProcessor, PromptWriter
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[..., Any]
@@ -111,11 +111,16 @@ class Framework(LightningModule):
         raise NotImplementedError
 
     @property
-    def processor(self) -> Processor | None:
-        """What turns prompts into `Observation.inputs`; None where the method reads no language."""
+    def processor(self) -> ObservationProcessor | None:
+        """What turns prompts into `Observation.inputs`; None where the method reads no language. Taken anew
+        whenever data are about to be read, so that it knows the statistics of that time."""
         if self.vlm is None:
             return None
-        return OrderedProcessor(self.vlm.processor, self.spec.camera_names)
+        return ObservationProcessor(self.vlm.processor, self.spec.camera_names, self.prompt_writer())
+
+    def prompt_writer(self) -> PromptWriter | None:
+        """What writes the framework's own prompt around an instruction; None leaves it as it is."""
+        return None
 
     # What a framework calls.
 
@@ -136,7 +141,7 @@ class Framework(LightningModule):
             )
         inputs = observation.inputs
         if inputs is None and self.processor is not None:
-            made = self.processor(observation.prompt, observation.images)
+            made = self.processor(observation.prompt, observation.images, observation.state)
             inputs = {key: value.to(observation.state.device) for key, value in made.items()}
         return Observation(
             images={name: observation.images[name] for name in spec.camera_names},
@@ -217,10 +222,11 @@ class Framework(LightningModule):
             )
         return found
 
-    def freeze_unused(self, layers: Sequence[int]) -> None:
-        """Stop the gradients of what the backbone's `Context` of these `layers` does not depend on."""
+    def freeze_unused(self, layers: Sequence[int], *, logits: bool = False) -> None:
+        """Stop the gradients of what the backbone's `Context` of these `layers` does not depend on, nor, with
+        `logits`, what it says next."""
         if self.vlm is not None:
-            for parameter in self.vlm.unused_parameters(layers):
+            for parameter in self.vlm.unused_parameters(layers, logits=logits):
                 parameter.requires_grad_(False)
 
     def apply_freeze(self) -> None:

@@ -30,7 +30,9 @@ def run(cfg: DictConfig) -> dict[str, float]:
     source = datamodule.source
     framework = build_framework(cfg, build_spec(cfg, source))
     datamodule.configure(
-        horizon=framework.horizon, obs_steps=framework.obs_steps, processor=framework.processor
+        horizon=framework.horizon,
+        obs_steps=framework.obs_steps,
+        make_processor=lambda: framework.processor,
     )
     if cfg.ckpt:
         check_checkpoint(Path(cfg.ckpt), framework)

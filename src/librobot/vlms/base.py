@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from librobot.nn.masks import causal
 from librobot.types import Observation
 
 
@@ -54,17 +56,28 @@ class Processor(Protocol):
     def __call__(self, prompts: list[str], images: dict[str, Tensor] | None = None) -> dict[str, Tensor]: ...
 
 
+class PromptWriter(Protocol):
+    """Writes what a framework asks its backbone around the instruction, the state in words included:
+    picklable and light, as it runs in data workers. `state` is (b, t, s) in physical units."""
+
+    def __call__(self, prompts: list[str], state: Float[Tensor, "b t s"]) -> list[str]: ...
+
+
 @dataclass
-class OrderedProcessor:
-    """A processor that takes the pictures in a robot's order of cameras, whatever order they come in."""
+class ObservationProcessor:
+    """A backbone's processor as a framework uses it: the pictures in a robot's order of cameras, whatever
+    order they come in, and the prompts as the framework writes them (None: as they are)."""
 
     processor: Processor
     camera_names: tuple[str, ...]
+    writer: PromptWriter | None = None
 
-    def __call__(self, prompts: list[str], images: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        if images is not None:
-            images = {name: images[name] for name in self.camera_names}
-        return self.processor(prompts, images)
+    def __call__(
+        self, prompts: list[str], images: dict[str, Tensor], state: Float[Tensor, "b t s"]
+    ) -> dict[str, Tensor]:
+        if self.writer is not None:
+            prompts = self.writer(prompts, state)
+        return self.processor(prompts, {name: images[name] for name in self.camera_names})
 
 
 class VLM(nn.Module):
@@ -92,14 +105,62 @@ class VLM(nn.Module):
         """
         raise NotImplementedError
 
+    def embed_tokens(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """The language model's input embeddings of token ids, scaled as the model wants them."""
+        raise NotImplementedError
+
+    def extend(
+        self,
+        context: Context,
+        x: Float[Tensor, "b q d"],
+        *,
+        sees: Bool[Tensor, "#b q q"] | None = None,
+        real: Bool[Tensor, "b q"] | None = None,
+    ) -> Context:
+        """Run the language model over input embeddings `x` that follow `context`.
+
+        Every new token sees the real tokens of the context. `sees[_, i, j]` says whether new token i sees new
+        token j; None is causal, all True makes them see each other. `real` is False where a new token is
+        padding: nobody sees it, and the tokens behind it take its position.
+
+        The result's keys, values, mask and next position are those of context and new tokens together, so
+        that it can be extended again; its `hidden` (after the final norm, if the backbone gives that) is that
+        of the new tokens alone. Raises LibrobotError where the backbone has no cache.
+        """
+        raise NotImplementedError
+
+    def logits(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l v"]:
+        """The language model's logits of the next token, from hidden states after the final norm."""
+        raise NotImplementedError
+
     def files(self) -> dict[str, str]:
         """Name -> text of what a checkpoint has to hold, beside weights, to build this backbone again."""
         return {}
 
-    def unused_parameters(self, layers: Sequence[int]) -> list[nn.Parameter]:
-        """Parameters that cannot influence a `Context` of these `layers`, and so never get a gradient.
+    def unused_parameters(self, layers: Sequence[int], *, logits: bool = False) -> list[nn.Parameter]:
+        """Parameters that cannot influence a `Context` of these `layers` (nor, with `logits`, the language
+        model's predictions), and so never get a gradient.
 
         A framework freezes them (`Framework.freeze_unused`): DistributedDataParallel waits for every
         trainable parameter's gradient, and an optimiser would only decay them.
         """
         return []
+
+
+def extension(
+    context: Context, num_new: int, sees: Bool[Tensor, "#b q q"] | None, real: Bool[Tensor, "b q"] | None
+) -> tuple[Bool[Tensor, "b q m"], Int[Tensor, "b q"], Bool[Tensor, "b m"]]:
+    """For tokens that follow `context`: who sees whom (queries are the new tokens, keys all of them), the new
+    tokens' positions, and which of all tokens are real."""
+    b, device = len(context.mask), context.mask.device
+    if real is None:
+        real = torch.ones(b, num_new, dtype=torch.bool, device=device)
+    if sees is None:
+        order = torch.arange(num_new, device=device)[None]
+        sees = causal(order, order)
+    itself = torch.eye(num_new, dtype=torch.bool, device=device)
+    among = (sees & real[:, None, :]) | itself  # no row of a padding token is empty
+    before = context.mask[:, None, :].expand(b, num_new, -1)
+    positions = context.next_position[:, None] + real.long().cumsum(dim=1) - 1
+    mask = torch.cat((before, among.expand(b, num_new, num_new)), dim=2)
+    return mask, positions.clamp_min(0), torch.cat((context.mask, real), dim=1)

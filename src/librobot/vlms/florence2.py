@@ -130,7 +130,13 @@ class Florence2(PretrainedVLM):
         language = self.model.model.language_model
         return [*super().never_used(), language.decoder, language.encoder.embed_tokens]
 
-    def unused_parameters(self, layers: Sequence[int]) -> list[nn.Parameter]:
+    def extend(self, context: Context, x: Tensor, **options: Any) -> Context:
+        raise LibrobotError(
+            "Florence-2 is an encoder and a decoder, without a cache that tokens could follow: a framework "
+            "that writes its actions behind the prompt needs a decoder-only backbone, such as vlm=qwen2vl"
+        )
+
+    def unused_parameters(self, layers: Sequence[int], *, logits: bool = False) -> list[nn.Parameter]:
         """All behind the last layer that is read; with `layers=()` the encoder's last is."""
         read = max(self.wanted(layers), default=len(self.blocks))
         shared = self.model.get_input_embeddings().weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -34,6 +35,27 @@ class PrefixCache(Cache):
         if len(keys) != len(self.keys):
             raise RuntimeError(f"{len(self.keys) - len(keys)} layers of the backbone gave no keys")
         return keys, values
+
+
+class ExtendedCache(PrefixCache):
+    """Collects the keys and values of tokens that follow a prefix, behind the prefix's own.
+
+    The prefix is never changed, so that a layer that runs again sees what it saw at first.
+    """
+
+    def __init__(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:
+        super().__init__(len(keys))
+        self.before = tuple(zip(keys, values, strict=True))
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = self.before[layer_idx]
+        together = torch.cat((keys, key_states), dim=2), torch.cat((values, value_states), dim=2)
+        return super().update(*together, layer_idx)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.before[layer_idx][0].shape[2]
 
 
 def continued(keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Cache:

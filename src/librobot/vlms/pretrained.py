@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from librobot.errors import LibrobotError, nearest
 from librobot.types import Observation
 from librobot.vlms.assembly import AssembledVLM
-from librobot.vlms.base import Context, Geometry
+from librobot.vlms.base import Context, Geometry, extension
 from librobot.vlms.blocks import keep_first, recompute
 from librobot.vlms.checks import check_attention, check_picture
-from librobot.vlms.prefix import PrefixCache
+from librobot.vlms.prefix import ExtendedCache, PrefixCache
 from librobot.vlms.prompts import PromptProcessor, Template, without_absent
 
 AttentionImplementation = Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
@@ -188,9 +188,47 @@ class PretrainedVLM(AssembledVLM):
         """The processor's positions as the model takes them."""
         return positions
 
-    def unused_parameters(self, layers: Sequence[int]) -> list[nn.Parameter]:
-        unused = [*self.never_used()]
-        if len(self.blocks) not in self.wanted(layers):
+    def embed_tokens(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        return self.model.get_input_embeddings()(ids)
+
+    def extend(
+        self,
+        context: Context,
+        x: Float[Tensor, "b q d"],
+        *,
+        sees: Bool[Tensor, "#b q q"] | None = None,
+        real: Bool[Tensor, "b q"] | None = None,
+    ) -> Context:
+        mask, positions, all_real = extension(context, x.shape[1], sees, real)
+        cache = ExtendedCache(context.keys, context.values)
+        hidden_ones = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, torch.finfo(x.dtype).min)
+        out = self.text(
+            inputs_embeds=x,
+            attention_mask=hidden_ones[:, None],
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        keys, values = cache.taken()
+        return Context(
+            hidden=out.last_hidden_state if self.final_norm else self._taken_before_norm(),
+            layers=(),
+            keys=keys,
+            values=values,
+            mask=all_real,
+            next_position=positions[:, -1] + 1,
+        )
+
+    def logits(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l v"]:
+        logits = self.model.get_output_embeddings()(hidden)
+        cap = getattr(self.text_config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * (logits / cap).tanh()
+
+    def unused_parameters(self, layers: Sequence[int], *, logits: bool = False) -> list[nn.Parameter]:
+        unused = self.never_used()
+        if logits:
+            unused = [module for module in unused if module is not self.model.get_output_embeddings()]
+        if not logits and len(self.blocks) not in self.wanted(layers):
             last = self.blocks[-1]
             unused += [
                 child for name, child in last.named_children() if name not in ("self_attn", "input_layernorm")

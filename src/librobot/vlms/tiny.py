@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,7 +21,7 @@ from librobot.nn.positions import age_embedding, rotary_angles
 from librobot.nn.text import ByteEmbedding, ByteEncoder, ByteTokenizer
 from librobot.nn.vision import KeypointTower, Tower
 from librobot.types import Observation
-from librobot.vlms.base import VLM, Context, Geometry
+from librobot.vlms.base import VLM, Context, Geometry, extension
 
 
 class Block(nn.Module):
@@ -35,10 +35,16 @@ class Block(nn.Module):
         self.mlp = GatedMLP(width, mlp_width)
 
     def forward(
-        self, x: Float[Tensor, "b l d"], angles: Angles, mask: Bool[Tensor, "b l l"]
-    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b h l e"], Float[Tensor, "b h l e"]]:
-        """The block's output, and the keys and values that it attended to."""
+        self,
+        x: Float[Tensor, "b l d"],
+        angles: Angles,
+        mask: Bool[Tensor, "b l m"],
+        before: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b h m e"], Float[Tensor, "b h m e"]]:
+        """The block's output, and the keys and values that it attended to: those `before`, and its own."""
         keys, values = self.keys_values(x, angles)
+        if before is not None:
+            keys, values = torch.cat((before[0], keys), dim=2), torch.cat((before[1], values), dim=2)
         x = x + self.attention(self.attention_norm(x), angles, keys, values, mask)
         return x + self.mlp(self.mlp_norm(x)), keys, values
 
@@ -140,12 +146,40 @@ class TinyVLM(VLM):
         visual, visual_mask = self._embed_images(observation)
         return torch.cat((visual, text), dim=1), torch.cat((visual_mask, text_mask), dim=1)
 
+    def embed_tokens(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """Of single bytes, whatever `bytes_per_token` makes of a prompt's."""
+        return self.text.table(ids)
+
+    def extend(
+        self,
+        context: Context,
+        x: Float[Tensor, "b q d"],
+        *,
+        sees: Bool[Tensor, "#b q q"] | None = None,
+        real: Bool[Tensor, "b q"] | None = None,
+    ) -> Context:
+        mask, positions, all_real = extension(context, x.shape[1], sees, real)
+        angles = rotary_angles(positions, self.geometry.head_dim, self.geometry.rope_theta)
+        keys, values = [], []
+        for block, before_keys, before_values in zip(self.blocks, context.keys, context.values, strict=True):
+            x, all_keys, all_values = block(x, angles, mask, (before_keys, before_values))
+            keys.append(all_keys)
+            values.append(all_values)
+        return Context(
+            hidden=self.final_norm(x),
+            layers=(),
+            keys=tuple(keys),
+            values=tuple(values),
+            mask=all_real,
+            next_position=positions[:, -1] + 1,
+        )
+
     def logits(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l v"]:
         """Next-byte logits of normed hidden states; the output weights are the embedding's (tied)."""
         return functional.linear(hidden, self.text.table.weight)
 
-    def unused_parameters(self, layers: Sequence[int]) -> list[nn.Parameter]:
-        if len(self.blocks) in self._indices(layers):
+    def unused_parameters(self, layers: Sequence[int], *, logits: bool = False) -> list[nn.Parameter]:
+        if logits or len(self.blocks) in self._indices(layers):
             return []
         last = self.blocks[-1]
         assert isinstance(last, Block)
