@@ -60,6 +60,14 @@ SPEC = RobotSpec(
     control_hz=10.0,
 )
 
+NARROW = RobotSpec(
+    name="narrow",
+    cameras=(Camera("front", 32, 32),),
+    state=tuple(Dim(f"n{i}") for i in range(4)),
+    action=tuple(Dim(f"m{i}") for i in range(2)),
+    control_hz=5.0,
+)
+
 PROMPTS = ["reach the red cube", "open", "put the blue cube on the disc", "press the button"]
 
 
@@ -149,13 +157,19 @@ def statistics(spec: RobotSpec = SPEC) -> dict[str, dict[str, np.ndarray]]:
 
 
 def build(
-    framework: str, head: str | None = None, vlm: str = "tiny", *, seed: int = 0, **changes: Any
+    framework: str,
+    head: str | None = None,
+    vlm: str = "tiny",
+    *,
+    seed: int = 0,
+    robots: tuple[RobotSpec, ...] | None = None,
+    **changes: Any,
 ) -> Framework:
     """A fitted framework with its configuration attached, as a run would make it."""
     torch.manual_seed(seed)
     plain = config(framework, head, vlm, **changes)
-    built = build_framework(OmegaConf.create(plain), SPEC)
-    built.normalizer.fit(statistics())
+    built = build_framework(OmegaConf.create(plain), SPEC, robots)
+    built.normalizer.fit(statistics() if robots is None else [statistics(robot) for robot in robots])
     if built.head.needs_fit:
         built.head.fit(torch.randn(64, built.horizon, built.action_width))
     if hasattr(built.head, "teach"):
@@ -188,8 +202,20 @@ def batch(size: int = 4, *, seed: int = 0, obs_steps: int = 1, horizon: int = HO
         ),
         actions=torch.randn(size, horizon, SPEC.action_dim, generator=draw),
         action_mask=mask,
-        embodiment=torch.zeros(size, dtype=torch.long),
     )
+
+
+def mixed_batch() -> Batch:
+    """Two samples of `SPEC` and two of `NARROW`, whose missing camera and dimensions are zeros."""
+    data = batch()
+    narrow = torch.tensor([False, True, False, True])
+    observation = data.observation
+    observation.embodiment = narrow.long()
+    observation.image_mask["wrist"] = ~narrow
+    observation.images["wrist"][narrow] = 0
+    observation.state[narrow, :, NARROW.state_dim :] = 0
+    data.actions[narrow, :, NARROW.action_dim :] = 0
+    return data
 
 
 def fixed_loss(framework: Framework, data: Batch, seed: int = 0) -> torch.Tensor:

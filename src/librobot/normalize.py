@@ -13,17 +13,19 @@ inverse of `normalize`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from librobot.errors import LibrobotError, nearest
 
 NormalizationMode = Literal["mean_std", "min_max", "quantile", "identity"]
+
+Embodiment = Int[Tensor, " b"]
 
 Statistics = Mapping[str, Mapping[str, np.ndarray]]
 """Key ("state", "action") -> statistic ("mean", "std", "min", "max", "q01", "q99") -> one value per
@@ -39,6 +41,10 @@ class Normalizer(nn.Module):
     numerical noise into targets. Where the quantiles coincide but the range does not (a gripper that is
     nearly always open), `quantile` takes the range instead.
 
+    With several `embodiments`, each has statistics of its own: `dims` is the widest one's, a narrower robot's
+    padding is left as it is, and the buffers have a leading axis that a sample's `embodiment` (b,) chooses
+    from.
+
     Statistics are fitted once, before training. Buffers stay float32 under any `.to(dtype)`: half precision
     would round a position in metres to millimetres.
     """
@@ -51,6 +57,7 @@ class Normalizer(nn.Module):
         modes: Mapping[str, NormalizationMode],
         *,
         minimum_spread: float = 1e-4,
+        embodiments: int = 1,
     ) -> None:
         super().__init__()
         for key, mode in modes.items():
@@ -68,15 +75,17 @@ class Normalizer(nn.Module):
         self.dims = dict(dims)
         self.modes = dict(modes)
         self.minimum_spread = minimum_spread
+        self.embodiments = embodiments
         for key, dim in self.dims.items():
-            self.register_buffer(f"{key}_offset", torch.zeros(dim, dtype=torch.float32))
-            self.register_buffer(f"{key}_scale", torch.ones(dim, dtype=torch.float32))
+            shape = (dim,) if embodiments == 1 else (embodiments, dim)
+            self.register_buffer(f"{key}_offset", torch.zeros(shape, dtype=torch.float32))
+            self.register_buffer(f"{key}_scale", torch.ones(shape, dtype=torch.float32))
         self.register_buffer("fitted", torch.tensor(False))
         self._known_fitted = False
 
-    def fit(self, statistics: Statistics, *, force: bool = False) -> None:
+    def fit(self, statistics: Statistics | Sequence[Statistics], *, force: bool = False) -> None:
         """Take the statistics of a dataset: `{key: {"mean": (dim,), "std": ..., "min", "max", "q01",
-        "q99"}}`.
+        "q99"}}`; a list of them for several embodiments, in their order.
 
         Raises LibrobotError where they were fitted before (unless `force`), lack a key or do not fit `dims`.
         """
@@ -85,27 +94,39 @@ class Normalizer(nn.Module):
                 "the normalizer holds statistics already; they are fitted once, before training, and kept on "
                 "resume. Use fit(statistics, force=True) to replace them on purpose"
             )
+        each = [statistics] if isinstance(statistics, Mapping) else list(statistics)
+        if len(each) != self.embodiments:
+            raise LibrobotError(
+                f"the normalizer wants statistics of {self.embodiments} robots, found those of {len(each)}"
+            )
         for key, dim in self.dims.items():
             if self.modes[key] == "identity":
                 continue
-            if key not in statistics:
-                raise LibrobotError(f"no statistics for {key!r}: {nearest(key, statistics)}")
-            offset, scale = self._affine(key, dim, statistics[key])
-            getattr(self, f"{key}_offset").copy_(torch.from_numpy(offset))
-            getattr(self, f"{key}_scale").copy_(torch.from_numpy(scale))
+            for index, own in enumerate(each):
+                if key not in own:
+                    raise LibrobotError(f"no statistics for {key!r}: {nearest(key, own)}")
+                width = dim if self.embodiments == 1 else min(dim, np.size(own[key].get("mean", [])))
+                offset, scale = self._affine(key, width, own[key])
+                row = index if self.embodiments > 1 else ...
+                getattr(self, f"{key}_offset")[row][:width].copy_(torch.from_numpy(offset))
+                getattr(self, f"{key}_scale")[row][:width].copy_(torch.from_numpy(scale))
         self.fitted.fill_(True)
 
-    def normalize(self, key: str, x: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim"]:
-        """`x` in physical units -> normalised, in `x`'s dtype."""
-        offset, scale = self._statistics_for(key, x)
+    def normalize(
+        self, key: str, x: Float[Tensor, "b *t dim"], embodiment: Embodiment | None = None
+    ) -> Float[Tensor, "b *t dim"]:
+        """`x` in physical units -> normalised, in `x`'s dtype. `embodiment` None is the first for all."""
+        offset, scale = self._statistics_for(key, x, embodiment)
         return ((x - offset) / scale).to(x.dtype)
 
-    def unnormalize(self, key: str, x: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b dim"]:
+    def unnormalize(
+        self, key: str, x: Float[Tensor, "b *t dim"], embodiment: Embodiment | None = None
+    ) -> Float[Tensor, "b *t dim"]:
         """Normalised `x` -> physical units, in `x`'s dtype: the inverse of `normalize`."""
-        offset, scale = self._statistics_for(key, x)
+        offset, scale = self._statistics_for(key, x, embodiment)
         return (x * scale + offset).to(x.dtype)
 
-    def _statistics_for(self, key: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _statistics_for(self, key: str, x: Tensor, embodiment: Tensor | None) -> tuple[Tensor, Tensor]:
         if not self._known_fitted:  # reading the buffer would wait for the device on every call
             self._known_fitted = bool(self.fitted)
         if not self._known_fitted:
@@ -119,7 +140,13 @@ class Normalizer(nn.Module):
             raise LibrobotError(
                 f"normalizer: {key} has {self.dims[key]} dimensions, found a tensor of shape {tuple(x.shape)}"
             )
-        return getattr(self, f"{key}_offset"), getattr(self, f"{key}_scale")
+        offset, scale = getattr(self, f"{key}_offset"), getattr(self, f"{key}_scale")
+        if self.embodiments == 1:
+            return offset, scale
+        if embodiment is None:
+            return offset[0], scale[0]
+        shape = (len(embodiment), *[1] * (x.ndim - 2), -1)
+        return offset[embodiment].view(shape), scale[embodiment].view(shape)
 
     def _affine(
         self, key: str, dim: int, statistics: Mapping[str, np.ndarray]

@@ -108,7 +108,9 @@ class Observation:
 
     `image_mask` is False where a sample lacks that camera (its pixels are then zeros). `inputs` is what the
     backbone's processor made of the observation (token ids and masks), normally in a data worker; None
-    means that the framework calls the processor itself.
+    means that the framework calls the processor itself. `embodiment` numbers each sample's robot among those
+    that the policy knows; None where all are the first. A robot with fewer dimensions or cameras than the
+    widest is padded with zeros.
     """
 
     images: dict[str, UInt8[Tensor, "b t c h w"]]
@@ -116,6 +118,7 @@ class Observation:
     state: Float[Tensor, "b t s"]
     prompt: list[str]
     inputs: dict[str, Tensor] | None = None
+    embodiment: Int[Tensor, " b"] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -129,19 +132,21 @@ class Observation:
 class Batch:
     """A training batch. Plain, not frozen: Lightning's bf16-true precision replaces its fields.
 
-    `actions` are in physical units; `action_mask` is False past the episode's end; `embodiment` numbers the
-    dataset's robot (0 where there is one).
+    `actions` are in physical units; `action_mask` is False past the episode's end.
     """
 
     observation: Observation
     actions: Float[Tensor, "b k a"]
     action_mask: Bool[Tensor, "b k"]
-    embodiment: Int[Tensor, " b"]
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
         return self.observation.batch_size
+
+    @property
+    def embodiment(self) -> Int[Tensor, " b"] | None:
+        return self.observation.embodiment
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         return _to(self, device, **kwargs)

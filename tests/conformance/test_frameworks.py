@@ -45,6 +45,7 @@ def part_of(observation: Observation, rows: slice) -> Observation:
         image_mask={name: mask[rows] for name, mask in observation.image_mask.items()},
         state=observation.state[rows],
         prompt=observation.prompt[rows],
+        embodiment=None if observation.embodiment is None else observation.embodiment[rows],
     )
 
 
@@ -199,6 +200,35 @@ def test_several_observation_steps(framework):
     assert not torch.allclose(before, after, atol=1e-6, rtol=1e-6), "the order of the steps has no effect"
 
 
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_robots_of_different_sizes_in_one_batch(name):
+    """Each sample has its own robot's statistics, cameras and dimensions, whatever else is in the batch."""
+    robots = (tiny_models.SPEC, tiny_models.NARROW)
+    framework = tiny_models.build(name, robots=robots).eval()
+    widened = [tiny_models.statistics(robot) for robot in robots]
+    for key in ("mean", "min", "max", "q01", "q99"):
+        widened[1]["action"][key] = widened[1]["action"][key] + 100.0
+    framework.normalizer.fit(widened, force=True)
+    data, noise = tiny_models.mixed_batch(), noise_of(framework)
+    with torch.inference_mode():
+        together = framework.sample_actions(data.observation, noise=noise)
+        for row in range(4):
+            alone = framework.sample_actions(
+                part_of(data.observation, slice(row, row + 1)), noise=noise[row : row + 1]
+            )
+            torch.testing.assert_close(alone[0], together[row], atol=1e-4, rtol=1e-4)
+        assert (together[data.embodiment == 1, :, :2].mean() - 100).abs() < 50, "another robot's statistics"
+        before = tiny_models.fixed_loss(framework, data)
+        data.actions[1, :, 2:] += 5.0  # a dimension that the narrow robot has not
+        after = tiny_models.fixed_loss(framework, data)
+    assert torch.isfinite(before)
+    assert after == before
+
+    wrong = replace(data.observation, embodiment=torch.tensor([0, 1, 2, 0]))
+    with pytest.raises(LibrobotError, match=r"knows 2 robots \(test, narrow\), found embodiments \[0, 1, 2"):
+        framework.sample_actions(wrong, noise=noise)
+
+
 class OneBatch(torch.utils.data.Dataset):
     """The same batch again and again: resuming inside an epoch is the data module's to test."""
 
@@ -251,7 +281,15 @@ def test_resumed_training_and_reloaded_policy(name, head, tmp_path):
 
     trainer.save_checkpoint(tmp_path / "four.ckpt")
     checkpoint = torch.load(tmp_path / "four.ckpt", weights_only=True)
-    assert set(checkpoint["librobot"]) == {"version", "config", "spec", "provenance", "backbone", "head"}
+    assert set(checkpoint["librobot"]) == {
+        "version",
+        "config",
+        "spec",
+        "embodiments",
+        "provenance",
+        "backbone",
+        "head",
+    }
 
     trained = trainer.lightning_module.eval()
     policy = Policy.from_checkpoint(tmp_path / "four.ckpt", device="cpu")

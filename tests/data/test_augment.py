@@ -28,7 +28,6 @@ def make_batch(images: dict[str, Tensor]) -> Batch:
         observation=observation,
         actions=torch.randn(num, 4, 2),
         action_mask=torch.ones(num, 4, dtype=torch.bool),
-        embodiment=torch.zeros(num, dtype=torch.int64),
         extra={"rows": np.arange(num)},
     )
 

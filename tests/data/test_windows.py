@@ -63,5 +63,4 @@ def test_batches_are_gathered_whole(array_source: Callable) -> None:
     assert batch.observation.inputs is not None
     assert batch.observation.inputs["length"].tolist() == [6, 6, 6]
     assert batch.observation.image_mask["wrist"].tolist() == [True, True, True]
-    assert batch.embodiment.tolist() == [0, 0, 0]
     assert batch.extra["rows"].tolist() == [3, 4, 0]

@@ -75,7 +75,7 @@ def test_the_prefix_runs_once_and_exactly(framework):
 
     shape = tuple(noise.shape)
     drawn = framework.head.sample(recomputing, None, shape, noise=noise, num_steps=10)
-    again = framework.physical_actions(drawn[..., : tiny_models.SPEC.action_dim])
+    again = framework.physical_actions(drawn[..., : tiny_models.SPEC.action_dim], observation)
     assert len(calls) == 11
     assert torch.equal(once, again)
 
@@ -149,7 +149,7 @@ def test_overfits_one_batch():
     torch.manual_seed(0)
     framework = tiny_models.build("pi0", expert_width=32)
     data = tiny_models.batch(2)
-    data = Batch(data.observation, data.actions, torch.ones_like(data.action_mask), data.embodiment)
+    data = Batch(data.observation, data.actions, torch.ones_like(data.action_mask))
     optimizer = torch.optim.Adam([p for p in framework.parameters() if p.requires_grad], lr=3e-3)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
     for _ in range(400):

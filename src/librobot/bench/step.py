@@ -214,7 +214,6 @@ def make_batches(size: int, horizon: int, count: int) -> list[Batch]:
             ),
             actions=torch.randn(size, horizon, SPEC.action_dim, generator=generator),
             action_mask=torch.ones(size, horizon, dtype=torch.bool),
-            embodiment=torch.zeros(size, dtype=torch.long),
         )
         for _ in range(count)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +108,11 @@ def build_spec(cfg: DictConfig, source: Source) -> RobotSpec:
     return replace(spec, cameras=tuple(sizes[name] for name in spec.camera_names))
 
 
-def build_framework(cfg: DictConfig, spec: RobotSpec) -> Framework:
-    """The policy: a framework over a backbone (with its adapter) and an action head, for one robot."""
+def build_framework(
+    cfg: DictConfig, spec: RobotSpec, embodiments: Sequence[RobotSpec] | None = None
+) -> Framework:
+    """The policy: a framework over a backbone (with its adapter) and an action head, for one robot, or for
+    several `embodiments` of which `spec` is the union."""
     from librobot.nn.pretrained import wants_pretrained
     from librobot.policy import Policy
 
@@ -125,6 +128,7 @@ def build_framework(cfg: DictConfig, spec: RobotSpec) -> Framework:
         optimizer=build(cfg.optim, "optim"),
         scheduler=build(cfg.scheduler, "scheduler"),
         **build_parts(cfg),
+        **({} if embodiments is None else {"embodiments": embodiments}),
     )
     if cfg.head.get("teacher") and wants_pretrained(True):
         framework.learn_from(Policy.from_checkpoint(cfg.head.teacher, device="cpu").framework)

@@ -100,6 +100,5 @@ class WindowDataset(Dataset[Batch]):
             observation=observation,
             actions=torch.from_numpy(actions).unflatten(0, (num, self.windows.horizon)),
             action_mask=torch.from_numpy(mask),
-            embodiment=torch.zeros(num, dtype=torch.int64),
             extra={"rows": rows},
         )

@@ -92,6 +92,7 @@ class ACT(Framework):
         pretrained: bool | str = False,
         instruction_token: bool = False,
         max_prompt_tokens: int = 96,
+        embodiments: Sequence[RobotSpec] | None = None,
     ) -> None:
         for name, value, options in (
             ("decoder_layers_used", decoder_layers_used, ("all", "first")),
@@ -116,6 +117,7 @@ class ACT(Framework):
             normalization=normalization,
             freeze=freeze,
             lr_multipliers=lr_multipliers,
+            embodiments=embodiments,
         )
         self.width = width
         self.loss_reduction = loss_reduction
@@ -177,7 +179,8 @@ class ACT(Framework):
         actions = self.normalized_actions(batch)
         latent, kl = self.encode_style(state, actions, batch.action_mask, latent_noise)
         memory = self.encode(observation, state, latent)
-        per_sample = self.head.loss(self.denoise, memory, actions, batch.action_mask, noise=noise, time=time)
+        real = self.real_actions(batch)
+        per_sample = self.head.loss(self.denoise, memory, actions, real, noise=noise, time=time)
         action_loss = reduce(per_sample, batch.action_mask, self.loss_reduction)
         loss = action_loss + self.kl_weight * kl
         return loss, {"action_loss": action_loss.detach(), "kl": kl.detach()}
@@ -197,7 +200,7 @@ class ACT(Framework):
         actions = self.head.sample(
             self.denoise, memory, shape, noise=noise, num_steps=num_steps, guidance=guidance
         )
-        return self.physical_actions(actions)
+        return self.physical_actions(actions, observation)
 
     @property
     def processor(self) -> ObservationProcessor | None:

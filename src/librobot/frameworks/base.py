@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from lightning import LightningModule
 from torch import Tensor, nn
 
@@ -37,15 +37,23 @@ class Framework(LightningModule):
     from. `normalization` names a mode for "state" and for "action" (see `librobot.normalize`). `freeze` lists
     parts that do not train, `lr_multipliers` maps parts to factors on the learning rate; a part is the dotted
     beginning of parameter names ("vlm", "vlm.towers") or a pattern with `*`. `action_width` is the number of
-    action dimensions that the head sees, None where nothing is padded.
+    action dimensions that the head sees, None where nothing is padded. `embodiments` are the robots that the
+    policy is for, where they are several: `spec` is then their union (the largest dimensions, all cameras).
+
+    `action_offset` is the step of a chunk's first action, counted from the current one: negative where a
+    method also predicts the actions before it, 0 for most. `language_options` are options with which a
+    framework reads the instruction, where it does not by default.
 
     `brings` says which kinds of network the framework has for its head, `denoiser_parts` which of its parts
     only the denoiser uses: they train when a head learns from a trained policy (`learn_from`), all others
     are frozen.
     """
 
+    action_dims: Tensor
     brings: ClassVar[tuple[NetworkKind, ...]] = ("denoiser",)
     denoiser_parts: ClassVar[tuple[str, ...]] = ()
+    language_options: ClassVar[Mapping[str, Any]] = {}
+    action_offset: int = 0
 
     def __init__(
         self,
@@ -61,6 +69,7 @@ class Framework(LightningModule):
         freeze: Sequence[str] = (),
         lr_multipliers: Mapping[str, float] | None = None,
         action_width: int | None = None,
+        embodiments: Sequence[RobotSpec] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("horizon", horizon), ("obs_steps", obs_steps)):
@@ -74,7 +83,15 @@ class Framework(LightningModule):
         head.attach(horizon=horizon, action_dim=self.action_width, real_dim=spec.action_dim)
         self.vlm = vlm
         self.head = head
-        self.normalizer = Normalizer({"state": spec.state_dim, "action": spec.action_dim}, normalization)
+        self.embodiments = (spec,) if embodiments is None else tuple(embodiments)
+        self._check_embodiments()
+        self.normalizer = Normalizer(
+            {"state": spec.state_dim, "action": spec.action_dim},
+            normalization,
+            embodiments=len(self.embodiments),
+        )
+        dims = torch.tensor([robot.action_dim for robot in self.embodiments])
+        self.register_buffer("action_dims", dims, persistent=False)
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._freeze = tuple(freeze)
@@ -100,7 +117,7 @@ class Framework(LightningModule):
         num_steps: int | None = None,
         guidance: float | None = None,
     ) -> Float[Tensor, "b k a"]:
-        """A chunk of actions in physical units. `noise`, `num_steps` and `guidance` are the head's: see
+        """A chunk of actions in physical units, from the current step on. `noise`, `num_steps` and `guidance` are the head's: see
         `ActionHead.sample`."""
         raise NotImplementedError
 
@@ -109,6 +126,11 @@ class Framework(LightningModule):
     ) -> Float[Tensor, "b k o"]:
         """The network that the head sees, for a framework that brings a denoiser."""
         raise NotImplementedError
+
+    @property
+    def num_future_actions(self) -> int:
+        """How many actions `sample_actions` gives: those of a chunk from the current step on."""
+        return self.horizon + self.action_offset
 
     @property
     def processor(self) -> ObservationProcessor | None:
@@ -127,6 +149,7 @@ class Framework(LightningModule):
     def prepare(self, observation: Observation) -> Observation:
         """Cameras in the robot's order, the processor's inputs, and a check against the robot's spec."""
         spec = self.spec
+        self.embodiment_ids(observation)
         missing = [name for name in spec.camera_names if name not in observation.images]
         if missing:
             raise LibrobotError(
@@ -149,10 +172,30 @@ class Framework(LightningModule):
             state=observation.state,
             prompt=observation.prompt,
             inputs=inputs,
+            embodiment=observation.embodiment,
         )
 
+    def embodiment_ids(self, observation: Observation) -> Int[Tensor, " b"]:
+        """Each sample's robot among `embodiments`. Raises LibrobotError where there is no such robot."""
+        ids = observation.embodiment
+        if ids is None:
+            return torch.zeros(len(observation.state), dtype=torch.long, device=observation.state.device)
+        # On a device the look would wait for it; an index out of range fails there by itself.
+        if ids.device.type == "cpu" and not ((ids >= 0) & (ids < len(self.embodiments))).all():
+            raise LibrobotError(
+                f"the policy knows {len(self.embodiments)} robots "
+                f"({', '.join(robot.name for robot in self.embodiments)}), found embodiments {ids.tolist()}"
+            )
+        return ids
+
+    def real_actions(self, batch: Batch) -> Bool[Tensor, "b k a"]:
+        """Which numbers of a batch's actions count: steps before the episode's end, dimensions that the
+        sample's robot has."""
+        return batch.action_mask[:, :, None] & self._owned_dims(batch)
+
     def normalized_state(self, observation: Observation) -> Float[Tensor, "b t s"]:
-        return self.normalizer.normalize("state", observation.state).to(self.compute_dtype)
+        ids = observation.embodiment
+        return self.normalizer.normalize("state", observation.state, ids).to(self.compute_dtype)
 
     def normalized_actions(self, batch: Batch) -> Float[Tensor, "b k a"]:
         if batch.actions.shape[1:] != (self.horizon, self.spec.action_dim):
@@ -160,10 +203,14 @@ class Framework(LightningModule):
                 f"actions must have shape (b, {self.horizon}, {self.spec.action_dim}) for robot "
                 f"{self.spec.name!r} and horizon={self.horizon}, found {tuple(batch.actions.shape)}"
             )
-        return self.normalizer.normalize("action", batch.actions).to(self.compute_dtype)
+        ids = batch.observation.embodiment
+        actions = self.normalizer.normalize("action", batch.actions, ids).to(self.compute_dtype)
+        return actions if ids is None else actions.masked_fill(~self._owned_dims(batch), 0.0)
 
-    def physical_actions(self, actions: Float[Tensor, "b k a"]) -> Float[Tensor, "b k a"]:
-        return self.normalizer.unnormalize("action", actions.float())
+    def physical_actions(
+        self, actions: Float[Tensor, "b k a"], observation: Observation
+    ) -> Float[Tensor, "b k a"]:
+        return self.normalizer.unnormalize("action", actions.float(), observation.embodiment)
 
     def normalized_chunks(self, actions: Float[Tensor, "n k a"]) -> Float[Tensor, "n k a"]:
         """Chunks in physical units as the head sees them, for `ActionHead.fit`."""
@@ -277,9 +324,13 @@ class Framework(LightningModule):
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(batch_idx)
             loss, metrics = self.compute_loss(batch)
-            sampled = self.normalizer.normalize("action", self.sample_actions(batch.observation))
-        target = self.normalizer.normalize("action", batch.actions)
-        metrics = metrics | {"loss": loss, "action_error": l1(sampled, target, batch.action_mask).mean()}
+            sampled = self.sample_actions(batch.observation)
+        ids = batch.observation.embodiment
+        sampled, target = (self.normalizer.normalize("action", x, ids) for x in (sampled, batch.actions))
+        metrics = metrics | {
+            "loss": loss,
+            "action_error": l1(sampled, target, self.real_actions(batch)).mean(),
+        }
         for name, value in metrics.items():
             self.log(f"val/{name}", value, batch_size=batch.batch_size, sync_dist=True)
 
@@ -310,6 +361,7 @@ class Framework(LightningModule):
             "version": __version__,
             "config": self._config,
             "spec": plain(self.spec.to_dict(), "spec"),
+            "embodiments": [plain(robot.to_dict(), "embodiments") for robot in self.embodiments],
             "provenance": self._provenance,
             "backbone": self.vlm.files() if self.vlm is not None else {},
             "head": self.head.files(),
@@ -321,6 +373,23 @@ class Framework(LightningModule):
     def load_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load weights that must fit exactly. Raises LibrobotError with the names that do not."""
         fit_state_dict(self, state_dict)
+
+    def _owned_dims(self, batch: Batch) -> Bool[Tensor, "b 1 a"]:
+        """The action dimensions that each sample's robot has."""
+        dims = self.action_dims[self.embodiment_ids(batch.observation)]
+        return (torch.arange(batch.actions.shape[-1], device=dims.device) < dims[:, None])[:, None]
+
+    def _check_embodiments(self) -> None:
+        """Raises ValueError where a robot does not fit into the union of all."""
+        for robot in self.embodiments:
+            lacking = set(robot.camera_names) - set(self.spec.camera_names)
+            if robot.state_dim > self.spec.state_dim or robot.action_dim > self.spec.action_dim or lacking:
+                raise ValueError(
+                    f"embodiments: robot {robot.name!r} must fit into spec {self.spec.name!r} "
+                    f"(at most {self.spec.state_dim} state and {self.spec.action_dim} action dimensions, "
+                    f"cameras of {list(self.spec.camera_names)}), found {robot.state_dim} and "
+                    f"{robot.action_dim}, {list(robot.camera_names)}"
+                )
 
     def _check_head(self, head: ActionHead) -> None:
         """Raises ValueError where the head needs a network that this framework does not bring."""

@@ -54,6 +54,7 @@ class Custom(Framework):
         freeze: Sequence[str] = (),
         lr_multipliers: Mapping[str, float] | None = None,
         width: int = 256,
+        embodiments: Sequence[RobotSpec] | None = None,
     ) -> None:
         super().__init__(
             spec=spec,
@@ -66,6 +67,7 @@ class Custom(Framework):
             normalization=normalization,
             freeze=freeze,
             lr_multipliers=lr_multipliers,
+            embodiments=embodiments,
         )
         self.width = width
         self.observation_proj = nn.Linear(vlm.hidden_size, width)
@@ -86,7 +88,8 @@ class Custom(Framework):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         actions = self.normalized_actions(batch)
         context = self.context(batch.observation)
-        per_sample = self.head.loss(self.network, context, actions, batch.action_mask, noise=noise, time=time)
+        real = self.real_actions(batch)
+        per_sample = self.head.loss(self.network, context, actions, real, noise=noise, time=time)
         loss = reduce(per_sample, batch.action_mask)
         auxiliary = getattr(self.state_encoder, "auxiliary_loss", None)
         if auxiliary is None:
@@ -107,7 +110,7 @@ class Custom(Framework):
         actions = self.head.sample(
             self.network, context, shape, noise=noise, num_steps=num_steps, guidance=guidance
         )
-        return self.physical_actions(actions)
+        return self.physical_actions(actions, observation)
 
     def denoise(
         self, x_t: Float[Tensor, "b k a"], time: Float[Tensor, " b"], context: ContextTokens

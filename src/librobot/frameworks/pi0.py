@@ -104,6 +104,7 @@ class Pi0(Framework):
         max_action_dim: int | None = 32,
         expert_width: int | None = None,
         expert_mlp_ratio: int = 4,
+        embodiments: Sequence[RobotSpec] | None = None,
     ) -> None:
         for name, value, needed in (
             ("max_state_dim", max_state_dim, spec.state_dim),
@@ -123,6 +124,7 @@ class Pi0(Framework):
             freeze=freeze,
             lr_multipliers=lr_multipliers,
             action_width=max_action_dim,
+            embodiments=embodiments,
         )
         self.state_width = spec.state_dim if max_state_dim is None else max_state_dim
         self.num_state_tokens = obs_steps if self.state_width else 0
@@ -163,8 +165,7 @@ class Pi0(Framework):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         actions = self.pad(self.normalized_actions(batch), self.action_width)
         # Padded dimensions are noised and denoised as in openpi, but their error does not count.
-        real = torch.arange(self.action_width, device=actions.device) < self.spec.action_dim
-        mask = batch.action_mask[:, :, None] & real
+        mask = functional.pad(self.real_actions(batch), (0, self.action_width - self.spec.action_dim))
         condition = self.condition(batch.observation)
         per_sample = self.head.loss(self.denoise, condition, actions, mask, noise=noise, time=time)
         return reduce(per_sample, batch.action_mask), {}
@@ -182,7 +183,7 @@ class Pi0(Framework):
         actions = self.head.sample(
             self.denoise, condition, shape, noise=noise, num_steps=num_steps, guidance=guidance
         )
-        return self.physical_actions(actions[..., : self.spec.action_dim])
+        return self.physical_actions(actions[..., : self.spec.action_dim], observation)
 
     def condition(self, observation: Observation) -> Condition:
         """Run the prefix once; `denoise` then reads its cache at every step."""
