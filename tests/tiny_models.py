@@ -44,6 +44,10 @@ SMALL = {
     "num_blocks": 1,
     "num_heads": 2,
     "num_kv_heads": 1,
+    "num_fusion_heads": 4,
+    "num_dit_layers": 4,
+    "max_positions": 16,
+    "num_embodiments": 3,
     "num_*layers": 2,
     "latent_dim": 4,
     "num_train_steps": 20,
@@ -79,9 +83,13 @@ def options(group: str) -> list[str]:
 
 def named_options(framework: str) -> dict[str, str]:
     """Group -> option, as the framework's YAML names them: its head, and its other parts."""
-    defaults = OmegaConf.load(CONF / "framework" / f"{framework}.yaml").defaults
-    items = [item for item in defaults if isinstance(item, DictConfig)]
-    return {str(key).split("@")[0].strip("/"): value for item in items for key, value in item.items()}
+    named: dict[str, str] = {}
+    for item in OmegaConf.load(CONF / "framework" / f"{framework}.yaml").defaults:
+        if isinstance(item, DictConfig):
+            named |= {str(key).split("@")[0].strip("/"): value for key, value in item.items()}
+        elif item != "_self_":
+            named |= named_options(item)
+    return named
 
 
 def natural_head(framework: str) -> str:

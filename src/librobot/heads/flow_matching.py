@@ -21,7 +21,7 @@ from librobot.heads import ode_solvers
 from librobot.heads.base import ActionHead, Denoiser, Mask, at_least_one, hold_last
 from librobot.heads.coupling import optimal_partners
 
-TimeDistribution = Literal["beta", "uniform", "logit_normal"]
+TimeDistribution = Literal["beta", "uniform", "logit_normal", "beta_stretched"]
 TimeConvention = Literal["noise_at_one", "noise_at_zero"]
 Coupling = Literal["independent", "optimal_transport"]
 
@@ -30,7 +30,8 @@ class FlowMatching(ActionHead):
     """The denoiser predicts the velocity.
 
     `time_distribution`: `beta` is pi0's Beta(1.5, 1), which prefers noisy times; `uniform`; `logit_normal`
-    prefers the middle (Esser et al. 2024). Each is squeezed into (0.001, 1].
+    prefers the middle (Esser et al. 2024). Each is squeezed into (0.001, 1], which for `beta` is the draw of
+    GR00T N1.6 and N1.7 as well; `beta_stretched` is GR00T N1.5's, Beta(1.5, 1) / 0.999.
 
     `solver`: `euler`, `midpoint`, `heun` with `num_steps` equal steps, or `adaptive` within `rtol` and
     `atol`, where `num_steps` has no effect.
@@ -141,7 +142,7 @@ class FlowMatching(ActionHead):
         return noise[optimal_partners(noise, actions, visible, context.features, self.condition_weight)]
 
     def draw_time(self, count: int) -> Float[Tensor, " b"]:
-        """Times in (0.001, 1], in float32."""
+        """Times in (0.001, 1], in float32; `beta_stretched` ones in (0, 1.001]."""
         device = self.anchor.device
         if self.time_distribution == "uniform":
             unit = torch.rand(count, device=device, dtype=torch.float32)
@@ -150,4 +151,4 @@ class FlowMatching(ActionHead):
         else:
             one = torch.ones((), device=device, dtype=torch.float32)
             unit = torch.distributions.Beta(self.beta_alpha * one, self.beta_beta * one).sample((count,))
-        return unit * 0.999 + 0.001
+        return unit / 0.999 if self.time_distribution == "beta_stretched" else unit * 0.999 + 0.001

@@ -15,19 +15,22 @@ class AdaLN(nn.Module):
     """What enters a branch, and the gate of what leaves it.
 
     The linear map starts at zero: at first the norm is a plain one, and a `gated` branch is shut (the paper's
-    adaLN-Zero). Without a condition (`condition_width` 0) it is a layer norm with weights of its own, and the
-    gate is open.
+    adaLN-Zero); `zero` False starts it at random numbers. Without a condition (`condition_width` 0) it is a
+    layer norm with weights of its own, and the gate is open.
     """
 
-    def __init__(self, width: int, condition_width: int, *, gated: bool = True) -> None:
+    def __init__(
+        self, width: int, condition_width: int, *, gated: bool = True, eps: float = 1e-6, zero: bool = True
+    ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=condition_width == 0)
+        self.norm = nn.LayerNorm(width, eps=eps, elementwise_affine=condition_width == 0)
         self.gated = gated
         self.linear: nn.Linear | None = None
         if condition_width:
             self.linear = nn.Linear(condition_width, (3 if gated else 2) * width)
-            nn.init.zeros_(self.linear.weight)
-            nn.init.zeros_(self.linear.bias)
+            if zero:
+                nn.init.zeros_(self.linear.weight)
+                nn.init.zeros_(self.linear.bias)
 
     def forward(
         self, x: Float[Tensor, "b l d"], condition: Float[Tensor, "b e"] | None

@@ -12,36 +12,51 @@ from torch.nn import functional
 from librobot.nn.attention import GatedMLP
 
 
-class CrossAttention(nn.Module):
-    """Multi-head attention without positions of its own, on torch's fused kernels."""
+KeysValues = tuple[Float[Tensor, "b h l e"], Float[Tensor, "b h l e"]]
 
-    def __init__(self, width: int, num_heads: int) -> None:
+
+class CrossAttention(nn.Module):
+    """Multi-head attention without positions of its own, on torch's fused kernels.
+
+    `context_width` is that of what is read (None: `width`); `offsets` gives the linear maps biases.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, *, context_width: int | None = None, offsets: bool = False
+    ) -> None:
         super().__init__()
         if num_heads < 1 or width % num_heads:
             raise ValueError(f"num_heads must divide the width of {width}, found {num_heads}")
         self.num_heads = num_heads
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        read = width if context_width is None else context_width
+        self.q_proj = nn.Linear(width, width, bias=offsets)
+        self.k_proj = nn.Linear(read, width, bias=offsets)
+        self.v_proj = nn.Linear(read, width, bias=offsets)
+        self.o_proj = nn.Linear(width, width, bias=offsets)
+
+    def keys_values(self, context: Float[Tensor, "b l c"]) -> KeysValues:
+        """What `forward` makes of a context: to be computed once where the same one is read several times."""
+        keys, values = (
+            rearrange(y, "b l (h e) -> b h l e", h=self.num_heads)
+            for y in (self.k_proj(context), self.v_proj(context))
+        )
+        return keys, values
 
     def forward(
         self,
         x: Float[Tensor, "b q d"],
-        context: Float[Tensor, "b l d"],
+        context: Float[Tensor, "b l c"] | KeysValues,
         *,
         mask: Bool[Tensor, "#b #q l"] | None = None,
         bias: Float[Tensor, "#b #h q l"] | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """Read `context` (l at least 1) from `x`.
+        """Read `context` (l at least 1), or the `keys_values` of it, from `x`.
 
         `mask` is True where a query may read a key; a query that may read nothing gets zeros. `bias` is added
         to the logits (ALiBi). Without either, torch can take its flash kernel.
         """
-        queries, keys, values = (
-            rearrange(y, "b l (h e) -> b h l e", h=self.num_heads)
-            for y in (self.q_proj(x), self.k_proj(context), self.v_proj(context))
-        )
+        queries = rearrange(self.q_proj(x), "b q (h e) -> b h q e", h=self.num_heads)
+        keys, values = context if isinstance(context, tuple) else self.keys_values(context)
         admitted: Tensor | None = None if bias is None else bias.to(queries.dtype)
         if mask is not None:
             # A row without any key is undefined in softmax: it reads all, and is set to zero below.
