@@ -18,7 +18,10 @@ def test_windows_stay_in_their_episode(
     lengths: list[int], horizon: int, obs_steps: int, data: st.DataObject
 ) -> None:
     episodes = data.draw(st.lists(st.sampled_from(range(len(lengths))), unique=True, min_size=1).map(sorted))
-    windows = Windows(np.array(lengths), episodes, horizon=horizon, obs_steps=obs_steps)
+    offset = data.draw(st.integers(1 - horizon, 0))
+    windows = Windows(
+        np.array(lengths), episodes, horizon=horizon, obs_steps=obs_steps, action_offset=offset
+    )
     owner = np.repeat(np.arange(len(lengths)), lengths)
     frame = np.concatenate([np.arange(length) for length in lengths])
     samples = np.arange(len(windows))
@@ -31,15 +34,31 @@ def test_windows_stay_in_their_episode(
     for i, row in enumerate(rows):
         first, last = row - frame[row], row - frame[row] + lengths[owner[row]] - 1
         assert seen[i].tolist() == [max(first, row - back) for back in range(obs_steps - 1, -1, -1)]
-        assert acted[i].tolist() == [min(last, row + ahead) for ahead in range(horizon)]
-        assert mask[i].tolist() == [row + ahead <= last for ahead in range(horizon)]
-    assert mask[:, 0].all()  # the current action is always real
+        steps = [row + offset + ahead for ahead in range(horizon)]
+        assert acted[i].tolist() == [min(max(step, first), last) for step in steps]
+        assert mask[i].tolist() == [first <= step <= last for step in steps]
+    assert mask[:, -offset].all()  # the current action is always real
 
 
 @pytest.mark.parametrize("wrong", [{"horizon": 0, "obs_steps": 1}, {"horizon": 1, "obs_steps": 0}])
 def test_windows_need_a_step(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Windows(np.array([3]), [0], **wrong)
+
+
+@pytest.mark.parametrize("offset", [1, -3])
+def test_a_chunk_holds_the_current_action(offset: int) -> None:
+    with pytest.raises(ValueError, match="between -2 .* and 0"):
+        Windows(np.array([5]), [0], horizon=3, obs_steps=1, action_offset=offset)
+
+
+def test_a_chunk_from_the_first_observation_step_on(array_source: Callable) -> None:
+    """Diffusion Policy's: the actions of the observed steps, the current one, and those to come."""
+    source = array_source([4])
+    windows = Windows(source.episode_lengths, [0], horizon=4, obs_steps=2, action_offset=-1)
+    batch = WindowDataset(source, windows).__getitems__([0, 1, 3])
+    assert batch.actions[:, :, 0].tolist() == [[0.5, 0.5, 1.5, 2.5], [0.5, 1.5, 2.5, 3.5], [2.5, 3.5, 3.5, 3.5]]
+    assert batch.action_mask.int().tolist() == [[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
 
 
 def test_batches_are_gathered_whole(array_source: Callable) -> None:

@@ -103,11 +103,13 @@ class DataModule(lightning.LightningDataModule):
         *,
         horizon: int,
         obs_steps: int = 1,
+        action_offset: int = 0,
         make_processor: Callable[[], Processor | None] = lambda: None,
     ) -> None:
-        """What the framework needs: `horizon` actions, `obs_steps` observations, and its processor, which
-        runs in the data workers and is made when they start (None leaves `Observation.inputs` empty)."""
-        self._windows = {"horizon": horizon, "obs_steps": obs_steps}
+        """What the framework needs: `horizon` actions from `action_offset` steps after the current one on,
+        `obs_steps` observations, and its processor, which runs in the data workers and is made when they
+        start (None leaves `Observation.inputs` empty)."""
+        self._windows = {"horizon": horizon, "obs_steps": obs_steps, "action_offset": action_offset}
         self._make_processor = make_processor
 
     def action_chunks(self, limit: int = 100_000) -> Float[torch.Tensor, "n k a"]:

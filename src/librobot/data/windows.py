@@ -25,18 +25,29 @@ class Windows:
     """Which frames belong to which sample. Every frame of the chosen episodes starts one sample.
 
     A sample at frame f of an episode sees the observations f - obs_steps + 1 .. f (the first frame repeated
-    before the episode's start) and has the actions f .. f + horizon - 1 (the last action repeated past its
-    end, where the mask is False). So a sample never crosses into another episode.
+    before the episode's start) and has `horizon` actions from f + action_offset on (the first action repeated
+    before the episode's start and the last past its end, where the mask is False). So a sample never crosses
+    into another episode. The current action, f, is always one of them.
     """
 
     def __init__(
-        self, episode_lengths: Int[np.ndarray, " e"], episodes: Sequence[int], *, horizon: int, obs_steps: int
+        self,
+        episode_lengths: Int[np.ndarray, " e"],
+        episodes: Sequence[int],
+        *,
+        horizon: int,
+        obs_steps: int,
+        action_offset: int = 0,
     ) -> None:
         if horizon < 1 or obs_steps < 1:
             raise ValueError(
                 f"horizon and obs_steps must be at least 1, found horizon={horizon}, obs_steps={obs_steps}"
             )
-        self.horizon, self.obs_steps = horizon, obs_steps
+        if not -horizon < action_offset <= 0:
+            raise ValueError(
+                f"action_offset must lie between {1 - horizon} (1 - horizon) and 0, found {action_offset}"
+            )
+        self.horizon, self.obs_steps, self.action_offset = horizon, obs_steps, action_offset
         ends = np.cumsum(episode_lengths)
         chosen = np.asarray(episodes, dtype=np.int64)
         lengths = np.asarray(episode_lengths)[chosen]
@@ -55,9 +66,9 @@ class Windows:
     def action_rows(
         self, samples: Int[np.ndarray, " b"]
     ) -> tuple[Int[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:
-        rows = self.rows[samples, None] + np.arange(self.horizon)
-        last = self._end[samples, None] - 1
-        return np.minimum(rows, last), rows <= last
+        rows = self.rows[samples, None] + self.action_offset + np.arange(self.horizon)
+        first, last = self._begin[samples, None], self._end[samples, None] - 1
+        return rows.clip(first, last), (first <= rows) & (rows <= last)
 
 
 class WindowDataset(Dataset[Batch]):

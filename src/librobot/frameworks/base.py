@@ -117,8 +117,8 @@ class Framework(LightningModule):
         num_steps: int | None = None,
         guidance: float | None = None,
     ) -> Float[Tensor, "b k a"]:
-        """A chunk of actions in physical units, from the current step on. `noise`, `num_steps` and `guidance` are the head's: see
-        `ActionHead.sample`."""
+        """A chunk of actions in physical units, from the current step on. `noise`, `num_steps` and `guidance`
+        are the head's: see `ActionHead.sample`."""
         raise NotImplementedError
 
     def denoise(
@@ -173,6 +173,7 @@ class Framework(LightningModule):
             prompt=observation.prompt,
             inputs=inputs,
             embodiment=observation.embodiment,
+            goal_images=observation.goal_images,
         )
 
     def embodiment_ids(self, observation: Observation) -> Int[Tensor, " b"]:
@@ -325,11 +326,13 @@ class Framework(LightningModule):
             torch.manual_seed(batch_idx)
             loss, metrics = self.compute_loss(batch)
             sampled = self.sample_actions(batch.observation)
-        ids = batch.observation.embodiment
-        sampled, target = (self.normalizer.normalize("action", x, ids) for x in (sampled, batch.actions))
+        ids, future = batch.observation.embodiment, slice(-self.action_offset, None)
+        sampled, target = (
+            self.normalizer.normalize("action", x, ids) for x in (sampled, batch.actions[:, future])
+        )
         metrics = metrics | {
             "loss": loss,
-            "action_error": l1(sampled, target, self.real_actions(batch)).mean(),
+            "action_error": l1(sampled, target, self.real_actions(batch)[:, future]).mean(),
         }
         for name, value in metrics.items():
             self.log(f"val/{name}", value, batch_size=batch.batch_size, sync_dist=True)

@@ -229,7 +229,8 @@ def further_noise(noise: Float[Tensor, "b k a"], number: int) -> Float[Tensor, "
 
 
 def hold_last(actions: Float[Tensor, "b k a"], mask: Mask) -> Float[Tensor, "b k a"]:
-    """Replace hidden elements by the last admitted one before them (0 where there is none).
+    """Replace hidden elements by the last admitted one before them, or else by the first one (0 where there
+    is none).
 
     A generative objective shows the noisy chunk to the network, which mixes its steps: without this, what
     stands past an episode's end would reach the loss of the steps before it. Holding the last action is also
@@ -238,5 +239,6 @@ def hold_last(actions: Float[Tensor, "b k a"], mask: Mask) -> Float[Tensor, "b k
     visible = (mask.unsqueeze(-1) if mask.ndim == 2 else mask).expand_as(actions)
     step = torch.arange(actions.shape[1], device=actions.device)[None, :, None]
     source, _ = torch.where(visible, step, -1).cummax(dim=1)
-    held = actions.gather(1, source.clamp_min(0))
-    return held.masked_fill(source < 0, 0.0)
+    first = visible.to(torch.uint8).argmax(dim=1, keepdim=True)
+    held = actions.gather(1, torch.where(source < 0, first, source))
+    return held.masked_fill(~visible.any(dim=1, keepdim=True), 0.0)

@@ -32,6 +32,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     datamodule.configure(
         horizon=framework.horizon,
         obs_steps=framework.obs_steps,
+        action_offset=framework.action_offset,
         make_processor=lambda: framework.processor,
     )
     if cfg.ckpt:
