@@ -41,8 +41,10 @@ ARROWS = {
     "sim": DATA,
     "training": POLICY | DATA,
     "evaluation": POLICY | DATA,
+    "interchange": POLICY | {"training"},
+    "export": POLICY | {"training"},
     "bench": POLICY | DATA | {"training", "evaluation"},
-    "cli": POLICY | DATA | {"training", "evaluation", "bench"},
+    "cli": POLICY | DATA | {"training", "evaluation", "bench", "interchange", "export"},
 }
 # A command's own entry into a room builds what its configuration names.
 ENTRIES = {("librobot.sim.record", "librobot.config.build"), ("librobot.policy", "librobot.config.build")}
