@@ -35,7 +35,8 @@ class Context:
     """What a backbone gives. `b` batch, `l` prefix tokens, `d` width, `h` key-value heads, `e` head size.
 
     `mask` is True where a prefix token is real (a present camera, a byte of the prompt); other tokens hold
-    arbitrary values and must not be attended to. `keys` are stored after the rotary embedding.
+    arbitrary values and must not be attended to. `keys` are stored after the rotary embedding. `pictures` is
+    True on tokens that stand for pictures; None where that is not known.
     """
 
     hidden: Float[Tensor, "b l d"]
@@ -44,6 +45,7 @@ class Context:
     values: tuple[Float[Tensor, "b h l e"], ...]
     mask: Bool[Tensor, "b l"]
     next_position: Int[Tensor, " b"]
+    pictures: Bool[Tensor, "b l"] | None = None
 
 
 class Processor(Protocol):

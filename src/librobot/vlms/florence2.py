@@ -166,6 +166,7 @@ class Florence2(PretrainedVLM):
             values=(),
             mask=mask,
             next_position=inputs["next_position"],
+            pictures=inputs["camera"] > 0,
         )
 
     @torch.inference_mode()

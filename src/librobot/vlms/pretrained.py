@@ -174,6 +174,7 @@ class PretrainedVLM(AssembledVLM):
             values=values,
             mask=mask,
             next_position=inputs["next_position"],
+            pictures=inputs["camera"] > 0,
         )
 
     def wanted(self, layers: Sequence[int]) -> list[int]:

@@ -134,6 +134,7 @@ class TinyVLM(VLM):
             values=tuple(values for _, values in cache),
             mask=mask,
             next_position=mask.sum(dim=1),
+            pictures=self._pictures(observation, mask),
         )
 
     def embed(self, observation: Observation) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:
@@ -209,6 +210,13 @@ class TinyVLM(VLM):
         present = torch.stack([observation.image_mask[name] for name in names], dim=1)
         mask = repeat(present, "b n -> b (n t v)", t=t, v=tokens.shape[3])
         return rearrange(tokens, "b n t v d -> b (n t v) d"), mask
+
+    def _pictures(self, observation: Observation, mask: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+        """Which tokens of the prefix stand for pictures: all but the prompt's at its end."""
+        assert observation.inputs is not None
+        num_text = -(-observation.inputs["tokens"].shape[1] // self.text.stride)
+        place = torch.arange(mask.shape[1], device=mask.device)
+        return (place < mask.shape[1] - num_text).expand_as(mask)
 
     def _look(
         self, tower: Tower, pixels: Float[Tensor, "b n t c h w"], sentence: Float[Tensor, "b e"] | None
