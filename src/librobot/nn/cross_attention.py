@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from librobot.nn.attention import GatedMLP
 
-
 KeysValues = tuple[Float[Tensor, "b h l e"], Float[Tensor, "b h l e"]]
 
 
