@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from librobot import __version__
 from librobot.errors import LibrobotError, nearest
 from librobot.frameworks.checkpoint import fit_state_dict, plain
+from librobot.frameworks.embodiments import Embodiments
 from librobot.frameworks.groups import parameter_groups
 from librobot.frameworks.randomness import seed_step
 from librobot.heads.base import ActionHead, NetworkKind
@@ -41,18 +42,21 @@ class Framework(LightningModule):
     policy is for, where they are several: `spec` is then their union (the largest dimensions, all cameras).
 
     `action_offset` is the step of a chunk's first action, counted from the current one: negative where a
-    method also predicts the actions before it, 0 for most. `language_options` are options with which a
-    framework reads the instruction, where it does not by default.
+    method also predicts the actions before it, 0 for most. `language_options` and `state_options` are
+    options with which a framework reads the instruction, or the state, where it does not by default.
 
     `brings` says which kinds of network the framework has for its head, `denoiser_parts` which of its parts
     only the denoiser uses: they train when a head learns from a trained policy (`learn_from`), all others
-    are frozen.
+    are frozen. `needs_cache` is True where the backbone has to run tokens behind its context (`VLM.extend`),
+    `reads_state` False where the method sees no state.
     """
 
-    action_dims: Tensor
     brings: ClassVar[tuple[NetworkKind, ...]] = ("denoiser",)
+    needs_cache: ClassVar[bool] = False
+    reads_state: ClassVar[bool] = True
     denoiser_parts: ClassVar[tuple[str, ...]] = ()
     language_options: ClassVar[Mapping[str, Any]] = {}
+    state_options: ClassVar[Mapping[str, Any]] = {}
     action_offset: int = 0
 
     def __init__(
@@ -83,15 +87,12 @@ class Framework(LightningModule):
         head.attach(horizon=horizon, action_dim=self.action_width, real_dim=spec.action_dim)
         self.vlm = vlm
         self.head = head
-        self.embodiments = (spec,) if embodiments is None else tuple(embodiments)
-        self._check_embodiments()
+        self.robots = Embodiments(spec, embodiments)
         self.normalizer = Normalizer(
             {"state": spec.state_dim, "action": spec.action_dim},
             normalization,
-            embodiments=len(self.embodiments),
+            embodiments=len(self.robots),
         )
-        dims = torch.tensor([robot.action_dim for robot in self.embodiments])
-        self.register_buffer("action_dims", dims, persistent=False)
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._freeze = tuple(freeze)
@@ -149,7 +150,7 @@ class Framework(LightningModule):
     def prepare(self, observation: Observation) -> Observation:
         """Cameras in the robot's order, the processor's inputs, and a check against the robot's spec."""
         spec = self.spec
-        self.embodiment_ids(observation)
+        self.robots.ids(observation)
         missing = [name for name in spec.camera_names if name not in observation.images]
         if missing:
             raise LibrobotError(
@@ -176,23 +177,19 @@ class Framework(LightningModule):
             goal_images=observation.goal_images,
         )
 
+    @property
+    def embodiments(self) -> tuple[RobotSpec, ...]:
+        """The robots that the policy is for: its one, where they are not several."""
+        return self.robots.specs
+
     def embodiment_ids(self, observation: Observation) -> Int[Tensor, " b"]:
-        """Each sample's robot among `embodiments`. Raises LibrobotError where there is no such robot."""
-        ids = observation.embodiment
-        if ids is None:
-            return torch.zeros(len(observation.state), dtype=torch.long, device=observation.state.device)
-        # On a device the look would wait for it; an index out of range fails there by itself.
-        if ids.device.type == "cpu" and not ((ids >= 0) & (ids < len(self.embodiments))).all():
-            raise LibrobotError(
-                f"the policy knows {len(self.embodiments)} robots "
-                f"({', '.join(robot.name for robot in self.embodiments)}), found embodiments {ids.tolist()}"
-            )
-        return ids
+        """Each sample's robot among `embodiments`, 0 where the observation does not say."""
+        return self.robots.ids(observation)
 
     def real_actions(self, batch: Batch) -> Bool[Tensor, "b k a"]:
         """Which numbers of a batch's actions count: steps before the episode's end, dimensions that the
         sample's robot has."""
-        return batch.action_mask[:, :, None] & self._owned_dims(batch)
+        return batch.action_mask[:, :, None] & self.robots.owned_dims(batch)
 
     def normalized_state(self, observation: Observation) -> Float[Tensor, "b t s"]:
         ids = observation.embodiment
@@ -206,7 +203,7 @@ class Framework(LightningModule):
             )
         ids = batch.observation.embodiment
         actions = self.normalizer.normalize("action", batch.actions, ids).to(self.compute_dtype)
-        return actions if ids is None else actions.masked_fill(~self._owned_dims(batch), 0.0)
+        return actions if ids is None else actions.masked_fill(~self.robots.owned_dims(batch), 0.0)
 
     def physical_actions(
         self, actions: Float[Tensor, "b k a"], observation: Observation
@@ -254,7 +251,8 @@ class Framework(LightningModule):
         """The dtype of the framework's own weights: float32, or bfloat16 under `trainer.precision=bf16-true`.
         The backbone's may differ (`vlm.dtype`)."""
         own = (child for name, child in self.named_children() if name != "vlm")  # its parameters are many
-        return next(parameter for child in own for parameter in child.parameters()).dtype
+        found = next((parameter for child in own for parameter in child.parameters()), None)
+        return torch.float32 if found is None else found.dtype  # the backbone may be all there is
 
     def named_part(self, part: str) -> list[tuple[str, nn.Parameter]]:
         """The parameters of a part. Raises LibrobotError where there are none, naming the nearest part."""
@@ -364,7 +362,7 @@ class Framework(LightningModule):
             "version": __version__,
             "config": self._config,
             "spec": plain(self.spec.to_dict(), "spec"),
-            "embodiments": [plain(robot.to_dict(), "embodiments") for robot in self.embodiments],
+            "embodiments": [plain(robot.to_dict(), "embodiments") for robot in self.robots.specs],
             "provenance": self._provenance,
             "backbone": self.vlm.files() if self.vlm is not None else {},
             "head": self.head.files(),
@@ -376,23 +374,6 @@ class Framework(LightningModule):
     def load_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load weights that must fit exactly. Raises LibrobotError with the names that do not."""
         fit_state_dict(self, state_dict)
-
-    def _owned_dims(self, batch: Batch) -> Bool[Tensor, "b 1 a"]:
-        """The action dimensions that each sample's robot has."""
-        dims = self.action_dims[self.embodiment_ids(batch.observation)]
-        return (torch.arange(batch.actions.shape[-1], device=dims.device) < dims[:, None])[:, None]
-
-    def _check_embodiments(self) -> None:
-        """Raises ValueError where a robot does not fit into the union of all."""
-        for robot in self.embodiments:
-            lacking = set(robot.camera_names) - set(self.spec.camera_names)
-            if robot.state_dim > self.spec.state_dim or robot.action_dim > self.spec.action_dim or lacking:
-                raise ValueError(
-                    f"embodiments: robot {robot.name!r} must fit into spec {self.spec.name!r} "
-                    f"(at most {self.spec.state_dim} state and {self.spec.action_dim} action dimensions, "
-                    f"cameras of {list(self.spec.camera_names)}), found {robot.state_dim} and "
-                    f"{robot.action_dim}, {list(robot.camera_names)}"
-                )
 
     def _check_head(self, head: ActionHead) -> None:
         """Raises ValueError where the head needs a network that this framework does not bring."""
