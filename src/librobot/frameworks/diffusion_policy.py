@@ -186,6 +186,7 @@ class DiffusionPolicy(Framework):
                 kernel_size=kernel_size,
                 num_groups=num_groups,
                 film_scale=film_scale,
+                last_groups=8,  # in the published code whatever num_groups is
             )
             self.denoiser: nn.Module = ConditionedUNet(unet, level_width)
         else:

@@ -85,7 +85,7 @@ class ConditionalUNet1D(nn.Module):
     `level_channels` are the channels of each resolution; each is half of the one before in steps. Steps that
     are no multiple of 2^(levels - 1) are padded with the last one, and cropped at the end. As in the
     published code there is a way up for every level but the last, so that the finest level's skip connection
-    has no use.
+    has no use. `last_groups` are those of the last block's norm (None: as in all others).
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class ConditionalUNet1D(nn.Module):
         kernel_size: int,
         num_groups: int,
         film_scale: bool,
+        last_groups: int | None = None,
     ) -> None:
         super().__init__()
         levels = list(level_channels)
@@ -131,7 +132,7 @@ class ConditionalUNet1D(nn.Module):
             )
             for coarse, fine in pairwise(reversed(levels))
         )
-        self.last = ConvolutionBlock(levels[0], levels[0], kernel_size, num_groups)
+        self.last = ConvolutionBlock(levels[0], levels[0], kernel_size, last_groups or num_groups)
         self.output_proj = nn.Conv1d(levels[0], channels_out, 1)
         self.multiple = 2 ** (len(levels) - 1)
 

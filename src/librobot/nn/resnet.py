@@ -44,6 +44,7 @@ class ResNet18(nn.Module):
     """
 
     channels = 512
+    stride = 32
     mean: Tensor
     std: Tensor
 
