@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from librobot.heads.base import ActionHead, Decoder, Mask, NetworkKind, hold_last
 from librobot.tokenizers.base import ActionTokenizer
+from librobot.tokenizers.written import padded_weights
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
@@ -184,4 +185,6 @@ class Autoregressive(ActionHead):
         if self.tokenizer.mixes:
             return visible.flatten(1).any(dim=1, keepdim=True).float()
         weights = visible.float() if self.dim_weights is None else visible * self.dim_weights.float()
-        return rearrange(weights, "b k a -> b (k a)")
+        flat = rearrange(weights, "b k a -> b (k a)")
+        around = getattr(self.tokenizer, "around", None)  # words of a language model, before and behind
+        return flat if around is None else padded_weights(flat, around)

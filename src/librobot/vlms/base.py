@@ -7,7 +7,7 @@ states, and every layer's keys and values. Prefix tokens (images, instruction) n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +46,24 @@ class Context:
     mask: Bool[Tensor, "b l"]
     next_position: Int[Tensor, " b"]
     pictures: Bool[Tensor, "b l"] | None = None
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The language model's tokens, for a framework that writes with them.
+
+    `size` is the number of `VLM.logits`. Ids below `num_text` are the tokenizer's own, from frequent to rare
+    in every published one; special tokens and unused rows may follow. `begin` and `end` start and end a text,
+    `space` is a word boundary. `tokenize` and `detokenize` know no special tokens.
+    """
+
+    size: int
+    num_text: int
+    begin: int | None
+    end: int
+    space: int
+    tokenize: Callable[[str], list[int]]
+    detokenize: Callable[[list[int]], str]
 
 
 class Processor(Protocol):
@@ -105,6 +123,16 @@ class VLM(nn.Module):
         the last (-1) also passes the final norm. With `layers=()` only keys and values are computed, and
         `Context.hidden` is the residual stream that enters the last block (without a cache: the last state).
         """
+        raise NotImplementedError
+
+    def prompts_as_written(self, max_tokens: int) -> Processor:
+        """A processor for prompts that a framework writes to their end, of up to `max_tokens` tokens: it adds
+        no line break of its own."""
+        return self.processor
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The language model's tokens. Raises LibrobotError where it cannot write (no cache)."""
         raise NotImplementedError
 
     def embed_tokens(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:

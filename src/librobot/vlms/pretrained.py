@@ -7,6 +7,7 @@ A family adds its classes, its prompt and the number of tokens of a picture. The
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,7 +18,7 @@ from transformers import PreTrainedConfig
 from librobot.errors import LibrobotError, nearest
 from librobot.types import Observation
 from librobot.vlms.assembly import AssembledVLM
-from librobot.vlms.base import Context, Geometry, extension
+from librobot.vlms.base import Context, Geometry, Vocabulary, extension
 from librobot.vlms.blocks import keep_first, recompute
 from librobot.vlms.checks import check_attention, check_picture
 from librobot.vlms.prefix import ExtendedCache, PrefixCache
@@ -42,6 +43,8 @@ class PretrainedVLM(AssembledVLM):
     )  # fmt: skip
     natural_attention: ClassVar[Literal["causal", "bidirectional"]] = "causal"
     processor_class: ClassVar[type[PromptProcessor]] = PromptProcessor
+    takes_floats: ClassVar[bool] = False
+    """Whether `picture_inputs` takes floats in [0, 1] beside uint8."""
 
     def __init__(
         self,
@@ -101,10 +104,10 @@ class PretrainedVLM(AssembledVLM):
         """The final norm of the language model."""
         return self.text.norm
 
-    def make_processor(self, max_prompt_tokens: int) -> PromptProcessor:
+    def make_processor(self, max_prompt_tokens: int, template: Template | None = None) -> PromptProcessor:
         return self.processor_class(
             self.tokenizer,
-            self.template,
+            template or self.template,
             max_prompt_tokens,
             self.tokens_per_picture(),
             **self.processor_options(),
@@ -188,6 +191,37 @@ class PretrainedVLM(AssembledVLM):
     def model_positions(self, positions: Tensor) -> Tensor:
         """The processor's positions as the model takes them."""
         return positions
+
+    def prompts_as_written(self, max_tokens: int) -> PromptProcessor:
+        template = self.template if self.template.tail.strip() else replace(self.template, tail="")
+        return self.make_processor(max_tokens, template)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        tokenizer, config = self.tokenizer, self.text_config
+        size = self.model.get_output_embeddings().weight.shape[0]
+
+        def tokenize(text: str) -> list[int]:
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        def detokenize(ids: list[int]) -> str:
+            return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+        begin = tokenizer.bos_token_id
+        if begin is None:
+            begin = getattr(config, "bos_token_id", None)
+        end = tokenizer.eos_token_id
+        # SentencePiece has a token for the boundary alone, which a text that begins with a space doubles.
+        space = tokenizer.get_vocab().get("\u2581") or tokenize(" ")[-1]
+        return Vocabulary(
+            size=size,
+            num_text=min(tokenizer.vocab_size, size),
+            begin=begin if isinstance(begin, int) and begin < size else None,
+            end=config.eos_token_id if end is None else end,
+            space=space,
+            tokenize=tokenize,
+            detokenize=detokenize,
+        )
 
     def embed_tokens(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         return self.model.get_input_embeddings()(ids)
@@ -310,7 +344,10 @@ class PretrainedVLM(AssembledVLM):
     def _pictures(self, observation: Observation) -> dict[str, Tensor]:
         if not observation.images:
             return {}
-        images = [check_picture(name, image) for name, image in observation.images.items()]
+        images = [
+            check_picture(name, image, keep_floats=self.takes_floats)
+            for name, image in observation.images.items()
+        ]
         b = observation.batch_size
         pictures = [step for i in range(b) for image in images for step in image[i]]
         dtype = self.model.get_input_embeddings().weight.dtype

@@ -18,10 +18,10 @@ from torch.nn import functional
 from librobot.errors import LibrobotError
 from librobot.nn.attention import Angles, Attention, GatedMLP, block_mask, with_self
 from librobot.nn.positions import age_embedding, rotary_angles
-from librobot.nn.text import ByteEmbedding, ByteEncoder, ByteTokenizer
+from librobot.nn.text import BOS, NUM_BYTE_TOKENS, PAD, ByteEmbedding, ByteEncoder, ByteTokenizer
 from librobot.nn.vision import KeypointTower, Tower
 from librobot.types import Observation
-from librobot.vlms.base import VLM, Context, Geometry, extension
+from librobot.vlms.base import VLM, Context, Geometry, Vocabulary, extension
 
 
 class Block(nn.Module):
@@ -146,6 +146,22 @@ class TinyVLM(VLM):
             return text, text_mask
         visual, visual_mask = self._embed_images(observation)
         return torch.cat((visual, text), dim=1), torch.cat((visual_mask, text_mask), dim=1)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Bytes; what fills a prompt up ends a text."""
+        return Vocabulary(
+            size=NUM_BYTE_TOKENS,
+            num_text=PAD,
+            begin=BOS,
+            end=PAD,
+            space=ord(" "),
+            tokenize=lambda text: list(text.encode()),
+            detokenize=lambda ids: bytes(id for id in ids if id < PAD).decode(errors="replace"),
+        )
+
+    def prompts_as_written(self, max_tokens: int) -> ByteTokenizer:
+        return ByteTokenizer(max_tokens=max_tokens)
 
     def embed_tokens(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """Of single bytes, whatever `bytes_per_token` makes of a prompt's."""
