@@ -25,6 +25,7 @@ HORIZON = 6
 # The first pattern that fits an option's name gives its value; options that the node lacks are not added.
 SMALL = {
     "horizon": HORIZON,
+    "obs_steps": 1,
     "width": 32,
     "hidden_size": 32,
     "expert_width": 16,
@@ -33,6 +34,7 @@ SMALL = {
     "mlp_width": 48,
     "feedforward_width": 48,
     "modulation": "adaln",  # gates that start shut would hide the network from a test
+    "clip_normalized": False,  # an untrained policy's actions would all be the limits
     "level_channels": [16, 32],
     "num_groups": 4,
     "inner_width": 16,
@@ -41,6 +43,10 @@ SMALL = {
     "channels": 16,
     "num_keypoints": 8,
     "image_size": 32,
+    "wrist_image_size": 16,
+    "stem_channels": [4, 8, 8, 16],
+    "stem_width": 16,
+    "num_state_bins": 16,
     "num_blocks": 1,
     "num_heads": 2,
     "num_kv_heads": 1,
@@ -104,6 +110,12 @@ def head_kind(head: str) -> str:
 def fits(framework: str, head: str) -> bool:
     """Whether the framework brings the kind of network that the head needs."""
     return head_kind(head) in get_class(load("framework", framework)._target_).brings
+
+
+def reading_everything(framework: str) -> dict[str, Any]:
+    """Options with which the framework reads the instruction and the state, where it does not by default."""
+    target = get_class(load("framework", framework)._target_)
+    return {**target.language_options, **target.state_options}
 
 
 def parts(framework: str, head: str) -> dict[str, str]:

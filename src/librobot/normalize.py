@@ -76,12 +76,14 @@ class Normalizer(nn.Module):
         self.modes = dict(modes)
         self.minimum_spread = minimum_spread
         self.embodiments = embodiments
+        self.plain: dict[str, tuple[int, ...]] = {}  # key -> dimensions that `fit` leaves in physical units
         for key, dim in self.dims.items():
             shape = (dim,) if embodiments == 1 else (embodiments, dim)
             self.register_buffer(f"{key}_offset", torch.zeros(shape, dtype=torch.float32))
             self.register_buffer(f"{key}_scale", torch.ones(shape, dtype=torch.float32))
         self.register_buffer("fitted", torch.tensor(False))
         self._known_fitted = False
+        self._left: dict[str, list[np.ndarray]] = {}
 
     def fit(self, statistics: Statistics | Sequence[Statistics], *, force: bool = False) -> None:
         """Take the statistics of a dataset: `{key: {"mean": (dim,), "std": ..., "min", "max", "q01",
@@ -107,10 +109,22 @@ class Normalizer(nn.Module):
                     raise LibrobotError(f"no statistics for {key!r}: {nearest(key, own)}")
                 width = dim if self.embodiments == 1 else min(dim, np.size(own[key].get("mean", [])))
                 offset, scale = self._affine(key, width, own[key])
+                if key in self._left:
+                    left = self._left[key][index][:width]
+                    offset, scale = np.where(left, 0.0, offset), np.where(left, 1.0, scale)
+                plain = [i for i in self.plain.get(key, ()) if i < width]
+                offset[plain], scale[plain] = 0.0, 1.0
                 row = index if self.embodiments > 1 else ...
                 getattr(self, f"{key}_offset")[row][:width].copy_(torch.from_numpy(offset))
                 getattr(self, f"{key}_scale")[row][:width].copy_(torch.from_numpy(scale))
         self.fitted.fill_(True)
+
+    def leave(self, key: str, dims: Sequence[Sequence[bool]]) -> None:
+        """Leave dimensions of `key` in physical units, whatever the mode, as Octo leaves the gripper.
+
+        `dims` says which, for each embodiment. To be called before `fit`.
+        """
+        self._left[key] = [np.asarray(own, dtype=bool) for own in dims]
 
     def normalize(
         self, key: str, x: Float[Tensor, "b *t dim"], embodiment: Embodiment | None = None

@@ -110,7 +110,8 @@ class Observation:
     backbone's processor made of the observation (token ids and masks), normally in a data worker; None
     means that the framework calls the processor itself. `embodiment` numbers each sample's robot among those
     that the policy knows; None where all are the first. A robot with fewer dimensions or cameras than the
-    widest is padded with zeros.
+    widest is padded with zeros. `goal_images` show the scene as it shall be, by camera, for frameworks that
+    read goals; a sample without one is all black.
     """
 
     images: dict[str, UInt8[Tensor, "b t c h w"]]
@@ -119,6 +120,7 @@ class Observation:
     prompt: list[str]
     inputs: dict[str, Tensor] | None = None
     embodiment: Int[Tensor, " b"] | None = None
+    goal_images: dict[str, UInt8[Tensor, "b c h w"]] | None = None
 
     @property
     def batch_size(self) -> int:

@@ -48,7 +48,7 @@ def framework(request):
 @pytest.fixture(params=BACKBONES_TRIED)
 def over_backbone(request):
     name, vlm = request.param
-    return tiny_models.build(name, vlm=vlm).eval()
+    return tiny_models.build(name, vlm=vlm, **tiny_models.reading_everything(name)).eval()
 
 
 def noise_of(framework, size: int = 4) -> torch.Tensor:
