@@ -21,13 +21,14 @@ BASE = {"types", "errors"}
 NN = BASE | {"nn"}
 HEADS = NN | {"losses", "tokenizers"}
 FRAMEWORKS = HEADS | {"heads", "networks", "vlms", "normalize", "frameworks"}
-POLICY = FRAMEWORKS | {"policy", "chunking", "progress", "config"}
+POLICY = FRAMEWORKS | {"policy", "chunking", "requests", "progress", "config"}
 DATA = BASE | {"progress", "data", "sim"}
 ARROWS = {
     "types": set(),
     "errors": set(),
     "progress": BASE,
     "chunking": BASE,
+    "requests": BASE,
     "losses": BASE,
     "normalize": BASE,
     "nn": BASE,

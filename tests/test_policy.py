@@ -120,3 +120,33 @@ def test_a_checkpoint_of_another_configuration_names_the_tensors(tmp_path):
     torch.save(checkpoint, tmp_path / "a.ckpt")
     with pytest.raises(LibrobotError, match=r"latent_proj\.weight \(model \(32, 8\), checkpoint \(32, 4\)\)"):
         Policy.from_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_camera_that_is_hidden_on_purpose(policy):
+    full = observation()
+    hidden = policy.infer({**full, "images": {**full["images"], "front": None}, "seed": 1})["actions"]
+    assert np.isfinite(hidden).all()
+    assert not np.allclose(hidden, policy.infer({**full, "seed": 1})["actions"])
+
+
+def test_a_policy_for_several_robots_wants_to_know_which(tmp_path):
+    robots = (tiny_models.SPEC, tiny_models.NARROW)
+    framework = tiny_models.build("act", robots=robots)
+    checkpoint = {"state_dict": framework.state_dict()}
+    framework.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "two.ckpt")
+    policy = Policy.from_checkpoint(tmp_path / "two.ckpt", device="cpu")
+    wide = observation() | {"robot": "test"}
+    narrow = {
+        "images": {"front": wide["images"]["front"]},
+        "state": np.zeros(tiny_models.NARROW.state_dim, np.float32),
+        "prompt": "open",
+        "robot": "narrow",
+    }
+    one, other = policy.infer_batch([wide, narrow])
+    assert (one["actions"].shape[1], other["actions"].shape[1]) == (3, 2)
+    np.testing.assert_allclose(policy.infer(narrow)["actions"], other["actions"], atol=1e-4)
+    with pytest.raises(LibrobotError, match=r"name one of .*'test', 'narrow'"):
+        policy.infer(observation())
+    with pytest.raises(LibrobotError, match="does not know robot 'narow'; did you mean 'narrow'"):
+        policy.infer(narrow | {"robot": "narow"})

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from librobot.errors import LibrobotError, nearest
+from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework
 from librobot.nn.pretrained import skip_pretrained
+from librobot.requests import check_observation, which_robot
 from librobot.types import Observation, RobotSpec
 
 
@@ -21,7 +22,8 @@ class Policy:
 
     An observation is `{"images": {camera: uint8 (h, w, 3)}, "state": (s,), "prompt": text}`, in the sizes
     and physical units of `spec`; with `obs_steps` > 1 images are (t, h, w, 3) and the state is (t, s),
-    oldest first. Cameras that the policy does not use are ignored. An integer under "seed" fixes the noise
+    oldest first. Cameras that the policy does not use are ignored; None for one that it does use hides it. A
+    policy for several robots wants the robot's name under "robot". An integer under "seed" fixes the noise
     of a stochastic policy for that observation, whatever else is in the batch. `num_steps` and `guidance`
     are those of the action head's sampler; None leaves them as they were trained.
     """
@@ -44,7 +46,8 @@ class Policy:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: torch.device | str | None = None) -> Policy:
-        """Rebuild the policy from what the checkpoint holds; nothing else is needed.
+        """Rebuild the policy from what the checkpoint (or a run directory's last one) holds; nothing else is
+        needed.
 
         `device` None takes a CUDA device where there is one. Raises LibrobotError for a file that is not a
         librobot checkpoint, and for weights that do not fit the configuration stored with them.
@@ -57,7 +60,10 @@ class Policy:
 
         config = OmegaConf.create(run["config"])
         with skip_pretrained(run.get("backbone")):
-            framework = build_framework(config, RobotSpec.from_dict(run["spec"]))
+            robots = [RobotSpec.from_dict(robot) for robot in run.get("embodiments", ())]
+            framework = build_framework(
+                config, RobotSpec.from_dict(run["spec"]), robots if len(robots) > 1 else None
+            )
         framework.on_load_checkpoint(checkpoint)
         framework.load_weights(checkpoint["state_dict"])
         if device is None:
@@ -71,7 +77,7 @@ class Policy:
     @property
     def horizon(self) -> int:
         """Actions in a chunk."""
-        return self.framework.horizon
+        return self.framework.num_future_actions
 
     @property
     def obs_steps(self) -> int:
@@ -91,10 +97,24 @@ class Policy:
         """`infer` for many observations in one pass of the network."""
         if not observations:
             return []
-        checked = [self._check(observation) for observation in observations]
+        robots = self.framework.embodiments
+        numbers = [which_robot(observation, robots) for observation in observations]
+        checked = [
+            check_observation(
+                observation,
+                robots[number],
+                self.obs_steps,
+                needs_prompt=self.framework.processor is not None,
+                masks_cameras=self.framework.masks_cameras,
+            )
+            for observation, number in zip(observations, numbers, strict=True)
+        ]
         with torch.inference_mode():
-            actions = self._sample(self._collate(checked), self._noise(observations))
-        return [{"actions": chunk} for chunk in actions.float().cpu().numpy()]
+            actions = self._sample(self._collate(checked, numbers), self._noise(observations))
+        return [
+            {"actions": chunk[:, : robots[number].action_dim]}
+            for chunk, number in zip(actions.float().cpu().numpy(), numbers, strict=True)
+        ]
 
     def _sample(self, observation: Observation, noise: torch.Tensor | None) -> torch.Tensor:
         try:
@@ -106,24 +126,30 @@ class Policy:
                 raise
             raise LibrobotError(f"head {type(self.framework.head).__name__}: {error}") from error
 
-    def _collate(self, checked: Sequence[Mapping[str, Any]]) -> Observation:
-        images = {
-            name: torch.from_numpy(np.stack([o["images"][name] for o in checked])).permute(0, 1, 4, 2, 3)
-            for name in self.spec.camera_names
-        }
-        present = torch.ones(len(checked), dtype=torch.bool)
+    def _collate(self, checked: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Observation:
+        """A batch, with zeros for the cameras and dimensions that a robot or an observation lacks."""
+        images, image_mask = {}, {}
+        for camera in self.spec.cameras:
+            blank = np.zeros((self.obs_steps, camera.height, camera.width, 3), np.uint8)
+            pictures = [o["images"].get(camera.name) for o in checked]
+            stacked = np.stack([blank if picture is None else picture for picture in pictures])
+            images[camera.name] = torch.from_numpy(stacked).permute(0, 1, 4, 2, 3)
+            image_mask[camera.name] = torch.tensor([picture is not None for picture in pictures])
+        width = self.spec.state_dim
+        states = [np.pad(o["state"], ((0, 0), (0, width - o["state"].shape[1]))) for o in checked]
         return Observation(
             images=images,
-            image_mask=dict.fromkeys(images, present),
-            state=torch.from_numpy(np.stack([o["state"] for o in checked])),
+            image_mask=image_mask,
+            state=torch.from_numpy(np.stack(states)),
             prompt=[o["prompt"] for o in checked],
+            embodiment=torch.tensor(numbers) if len(self.framework.embodiments) > 1 else None,
         ).to(self.device)
 
     def _noise(self, observations: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:
         seeds = [observation.get("seed") for observation in observations]
         if not self.framework.head.stochastic or all(seed is None for seed in seeds):
             return None
-        shape = (self.horizon, self.framework.action_width)
+        shape = (self.framework.horizon, self.framework.action_width)
         draws = [
             torch.randn(shape)
             if seed is None
@@ -132,66 +158,26 @@ class Policy:
         ]
         return torch.stack(draws).to(self.device, self.framework.compute_dtype)
 
-    def _check(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """The observation with a time axis everywhere, or LibrobotError with what is wrong with it."""
-        for key in ("images", "state", "prompt"):
-            if key not in observation:
-                raise LibrobotError(f"the observation lacks {key!r}; it has {sorted(observation)}")
-        prompt = observation["prompt"]
-        if not isinstance(prompt, str):
-            raise LibrobotError(f"the observation's prompt must be text, found {type(prompt).__name__}")
-        if self.framework.processor is not None and not prompt.strip():
-            raise LibrobotError(
-                "the observation's prompt is empty; give the instruction, such as 'reach the red cube'"
-            )
-        images = {name: self._check_image(observation["images"], name) for name in self.spec.camera_names}
-        return {"images": images, "state": self._check_state(observation["state"]), "prompt": prompt}
 
-    def _check_image(self, images: Mapping[str, Any], name: str) -> np.ndarray:
-        if name not in images:
-            raise LibrobotError(
-                f"the observation lacks camera {name!r} of robot {self.spec.name!r}; {nearest(name, images)}"
-            )
-        image = np.asarray(images[name])
-        camera = next(camera for camera in self.spec.cameras if camera.name == name)
-        if image.dtype != np.uint8:
-            raise LibrobotError(
-                f"camera {name!r}: images are uint8 in [0, 255], found {image.dtype}; multiply floats in "
-                f"[0, 1] by 255 and convert"
-            )
-        expected = (self.obs_steps, camera.height, camera.width, 3)
-        if self.obs_steps == 1 and image.ndim == 3:
-            image = image[None]
-        if image.shape != expected:
-            wanted = expected[1:] if self.obs_steps == 1 else expected
-            found = image.shape[1:] if self.obs_steps == 1 and image.ndim == 4 else image.shape
-            hint = "; put channels last" if image.ndim >= 3 and image.shape[-3] == 3 else ""
-            raise LibrobotError(f"camera {name!r}: images must have shape {wanted}, found {found}{hint}")
-        return image
-
-    def _check_state(self, value: Any) -> np.ndarray:
-        state = np.asarray(value, dtype=np.float32)
-        if self.obs_steps == 1 and state.ndim == 1:
-            state = state[None]
-        expected = (self.obs_steps, self.spec.state_dim)
-        if state.shape != expected:
-            names = ", ".join(dim.name for dim in self.spec.state)
-            wanted = expected[1:] if self.obs_steps == 1 else expected
-            raise LibrobotError(
-                f"the state must have shape {wanted} ({names}), found {np.asarray(value).shape}"
-            )
-        if not np.isfinite(state).all():
-            raise LibrobotError(f"the state must be finite, found {state[~np.isfinite(state)][0]}")
-        return state
+def checkpoint_file(path: str | Path) -> Path:
+    """The file itself, or a run directory's last checkpoint. Raises LibrobotError where there is none."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    places = [path / "checkpoints" / "last.ckpt", path / "last.ckpt"]
+    for place in places:
+        if place.is_file():
+            return place
+    wanted = "neither a file nor a folder is there"
+    if path.is_dir():
+        wanted = f"the folder holds none of {', '.join(str(place.relative_to(path)) for place in places)}"
+    raise LibrobotError(f"no checkpoint at {path}: expected one or a run directory that holds one; {wanted}")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's contents, on the CPU. Raises LibrobotError where it is missing or not one of ours."""
-    path = Path(path)
-    if not path.is_file():
-        raise LibrobotError(
-            f"no checkpoint at {path}; give the path of a .ckpt file that librobot-train wrote"
-        )
+    """A checkpoint's contents, on the CPU; of a run directory its last. Raises LibrobotError where there is
+    none, or not one of ours."""
+    path = checkpoint_file(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

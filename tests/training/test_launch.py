@@ -112,3 +112,25 @@ def test_a_checkpoint_is_a_file_a_run_or_a_sharded_folder():
     for name in ("begun", "nowhere"):
         with pytest.raises(LibrobotError, match=f"ckpt={name}: expected a checkpoint, or a run directory"):
             checkpoint_of(Path(name))
+
+
+def test_auto_goes_on_where_there_is_something_to_go_on_with():
+    assert placed(run_dir="here", ckpt="auto") == ("here", None)
+    a_run("here")
+    assert placed(run_dir="here", ckpt="auto") == ("here", f"here/{LAST}")
+    with pytest.raises(LibrobotError, match="expected run_dir=DIR"):
+        placed(ckpt="auto")
+
+
+def test_jobs_whose_directory_follows_their_name_are_not_numbered():
+    assert placed("3", "outputs/multirun/day/time/3", run_dir="suite/${name}") == ("suite/act", None)
+
+
+def test_a_run_is_finished_when_it_made_all_of_its_steps():
+    cfg = OmegaConf.create({"run_dir": "here", "trainer": {"max_steps": 20}})
+    assert not launch.is_finished(cfg)
+    a_run("here")
+    Path("here/metrics.json").write_text('{"step": 20.0}')
+    assert launch.is_finished(cfg)
+    cfg.trainer.max_steps = 30
+    assert not launch.is_finished(cfg)

@@ -19,7 +19,7 @@ from librobot.evaluation.episode import EpisodeResult
 from librobot.evaluation.report import print_table, write_report
 from librobot.evaluation.rollout import BatchPolicy, ExpertPolicy, TimedPolicy, check_fit, evaluate_policy
 from librobot.evaluation.statistics import latency, summarise
-from librobot.policy import Policy
+from librobot.policy import Policy, checkpoint_file
 from librobot.sim.base import Suite
 
 log = logging.getLogger(__name__)
@@ -90,24 +90,10 @@ def load_policy(cfg: DictConfig) -> tuple[Policy | ExpertPolicy, Path | None]:
     """The policy and the checkpoint file that it is from."""
     if cfg.policy == "expert":
         return ExpertPolicy(), None
-    path = checkpoint_file(Path(cfg.ckpt))
+    path = checkpoint_file(cfg.ckpt)
     policy = Policy.from_checkpoint(path, device=cfg.device)
     policy.num_steps, policy.guidance = cfg.num_steps, cfg.guidance
     return policy, path
-
-
-def checkpoint_file(path: Path) -> Path:
-    """The file itself, or a run directory's last checkpoint."""
-    if path.is_file():
-        return path
-    places = [path / "checkpoints" / "last.ckpt", path / "last.ckpt"]
-    for place in places:
-        if place.is_file():
-            return place
-    wanted = "neither a file nor a folder is there"
-    if path.is_dir():
-        wanted = f"the folder holds none of {', '.join(str(place.relative_to(path)) for place in places)}"
-    raise LibrobotError(f"ckpt={path}: expected a checkpoint or a run directory with one; {wanted}")
 
 
 def run_episodes(

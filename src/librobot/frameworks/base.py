@@ -48,11 +48,13 @@ class Framework(LightningModule):
     `brings` says which kinds of network the framework has for its head, `denoiser_parts` which of its parts
     only the denoiser uses: they train when a head learns from a trained policy (`learn_from`), all others
     are frozen. `needs_cache` is True where the backbone has to run tokens behind its context (`VLM.extend`),
-    `reads_state` False where the method sees no state.
+    `reads_state` False where the method sees no state, `masks_cameras` False where it cannot act without one
+    of its cameras.
     """
 
     brings: ClassVar[tuple[NetworkKind, ...]] = ("denoiser",)
     needs_cache: ClassVar[bool] = False
+    masks_cameras: ClassVar[bool] = True
     reads_state: ClassVar[bool] = True
     denoiser_parts: ClassVar[tuple[str, ...]] = ()
     language_options: ClassVar[Mapping[str, Any]] = {}

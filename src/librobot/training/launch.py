@@ -22,7 +22,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from librobot.config.compose import resolve, write
 from librobot.config.schema import TrainConfig, check_root
@@ -53,6 +53,9 @@ def launch(cfg: DictConfig) -> float | None:
         cfg.name = cfg.name or default_name(state.runtime.choices)
         place(cfg, job, os.path.relpath(state.runtime.output_dir) if is_sweep else None)
     print(f"run directory: {cfg.run_dir}", flush=True)
+    if cfg.ckpt and is_finished(cfg):
+        print("this run has come to its end already; its last checkpoint is there", flush=True)
+        return objective(cfg) if cfg.objective else None
     config = write(cfg, Path(cfg.run_dir) / "config.yaml")
     code = run_process(worker_command(cfg, config))
     for note in Path(cfg.run_dir).glob(".failed-*"):
@@ -76,22 +79,32 @@ def default_name(choices: Any) -> str:
 def place(cfg: DictConfig, job: str | None = None, job_dir: str | None = None) -> None:
     """Settle `run_dir` and `ckpt`.
 
-    run_dir: as given (the jobs of a sweep in numbered folders below it), else
-    outputs/train/<date>/<time>_<name>, and outputs/multirun/<date>/<time>/<job> for a sweep.
+    run_dir: as given (the jobs of a sweep in numbered folders below it, unless it holds an interpolation,
+    such as ${name}, that tells them apart), else outputs/train/<date>/<time>_<name>, and
+    outputs/multirun/<date>/<time>/<job> for a sweep.
+    ckpt=auto: the last checkpoint in `run_dir` where there is one, else from the start: what is interrupted
+    goes on when the same command is given again.
     ckpt=last: the last checkpoint in `run_dir` where that is given, else that of the newest run below
     outputs/train with the same `name`, which then goes on in its own directory.
     """
     given = cfg.run_dir
-    if cfg.ckpt not in (None, "last"):
+    tells_apart = given is not None and OmegaConf.is_interpolation(cfg, "run_dir")
+    if cfg.ckpt == "auto" and given is None:
+        raise LibrobotError(
+            "ckpt=auto: expected run_dir=DIR beside it, where the run is or will be; found none"
+        )
+    if cfg.ckpt not in (None, "last", "auto"):
         cfg.ckpt = str(checkpoint_of(Path(cfg.ckpt)))
     if job is not None:
-        cfg.run_dir = str(Path(given) / job) if given else job_dir
+        cfg.run_dir = str(given if tells_apart else Path(given) / job) if given else job_dir
     elif given is None and cfg.ckpt == "last":
         cfg.run_dir = str(newest_run(cfg.name))
     elif given is None:
         cfg.run_dir = str(new_run_dir(cfg.name))
     last = Path(cfg.run_dir) / LAST
-    if cfg.ckpt == "last":
+    if cfg.ckpt == "auto":
+        cfg.ckpt = str(last) if last.exists() else None
+    elif cfg.ckpt == "last":
         if not last.exists():
             raise LibrobotError(
                 f"ckpt=last: expected {last}, which does not exist; leave ckpt out to start anew"
@@ -102,6 +115,13 @@ def place(cfg: DictConfig, job: str | None = None, job_dir: str | None = None) -
             f"run_dir={cfg.run_dir} already holds a run ({last}); go on with it by ckpt=last, "
             f"name another run_dir, or remove it"
         )
+
+
+def is_finished(cfg: DictConfig) -> bool:
+    """Whether `run_dir` holds a run that made all of the steps that `cfg` asks for."""
+    metrics = Path(cfg.run_dir) / "metrics.json"
+    steps = cfg.trainer.get("max_steps", -1)
+    return metrics.is_file() and 0 < steps <= json.loads(metrics.read_text()).get("step", 0)
 
 
 def checkpoint_of(path: Path) -> Path:
