@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from parity import check, gradient_differences, relative, same_weights
 
 import tiny_models
 from librobot.interchange.lerobot.diffusion import weight_map
 from librobot.types import Camera
-from parity import check, gradient_differences, relative, same_weights
 
 pytest.importorskip("lerobot")
 
