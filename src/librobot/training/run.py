@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
 
 from librobot.config.build import build_datamodule, build_framework, build_spec, build_trainer
@@ -55,8 +56,12 @@ def run(cfg: DictConfig) -> dict[str, float]:
 
 
 def final_metrics(trainer: Trainer) -> dict[str, float]:
-    """The last value of everything that was logged, and the number of optimiser steps."""
+    """The last value of everything that was logged, the number of optimiser steps, and, where a timer runs,
+    the seconds of training."""
     values: dict[str, Any] = {**trainer.callback_metrics, "step": trainer.global_step}
+    for timer in trainer.callbacks:
+        if isinstance(timer, Timer):
+            values["train_seconds"] = timer.time_elapsed("train")
     return {
         name: float(value.item() if isinstance(value, torch.Tensor) else value)
         for name, value in sorted(values.items())
