@@ -151,7 +151,7 @@ def mixed(data: Batch) -> Batch:
 @pytest.mark.parametrize("robots", [None, (WIDE, NARROW)], ids=["one robot", "two robots in a batch"])
 def test_loss_gradients_and_actions(robots, tmp_path, monkeypatch):
     slots = [SLOT] if robots is None else [SLOT, 2]
-    changes = {"slots": slots, "clip": robots is not None}
+    changes = {"slots": slots, "clip_normalized": robots is not None}
     ours = build_ours(robots, **changes).train()
     theirs = build_theirs(ours, tmp_path).train()
     back = weight_map().to_ours(theirs.state_dict(), "theirs")

@@ -14,6 +14,8 @@ from librobot.config.build import build
 # Parameters of the published checkpoint, each tensor once: the hub's count of its safetensors files, rounded
 # where only a rounded figure or the files' size was to be had (docs/backbones.md).
 PUBLISHED = {
+    "cosmos_reason2": 1_523_500_032,  # its part of GR00T N1.7, whose file holds the tied embedding twice
+    "eagle25": 1_655_357_376,  # its part of GR00T N1.5
     "florence2": 231_567_705,
     "florence2_large": 776_721_497,
     "internvl2": 2_206_000_000,

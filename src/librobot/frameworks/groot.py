@@ -76,7 +76,7 @@ class Groot(Framework):
 
     `max_state_dim` and `max_action_dim` are the widths that vectors are zero-padded to (null: the widest
     robot's own). `slots` gives each robot of `embodiments` its set of weights among `num_embodiments`; null
-    is their order. Normalised numbers of bounded modes are clipped to [-1, 1] with `clip`.
+    is their order. Normalised numbers of bounded modes are clipped to [-1, 1] with `clip_normalized`.
 
     `see_padding` lets the fusion transformer, and a cross-attention of pattern `all`, read padding as well,
     as published: a sample then depends on the others of its batch.
@@ -103,7 +103,7 @@ class Groot(Framework):
         max_action_dim: int | None = 132,
         num_embodiments: int = 32,
         slots: Sequence[int] | None = None,
-        clip: bool = True,
+        clip_normalized: bool = True,
         formalize_language: bool = True,
         width: int = 1536,
         mlp_width: int = 1024,
@@ -154,7 +154,7 @@ class Groot(Framework):
         self.state_width = spec.state_dim if max_state_dim is None else max_state_dim
         self.slot_of_robot = self._slots(slots, num_embodiments)
         self.register_buffer("slot_table", torch.tensor(self.slot_of_robot), persistent=False)
-        self.bounded = {key for key, mode in normalization.items() if clip and mode in BOUNDED}
+        self.bounded = {key for key, mode in normalization.items() if clip_normalized and mode in BOUNDED}
         self.formalize_language = formalize_language
         self.cross_attention, self.see_padding = cross_attention, see_padding
         self.num_time_buckets = num_time_buckets

@@ -148,3 +148,11 @@ class Qwen3VL(Qwen):
         made.image_mean = made.image_std = [0.5, 0.5, 0.5]
         made.size = {"shortest_edge": 65536, "longest_edge": 16777216}
         return made
+
+
+class CosmosReason2(Qwen3VL):
+    """Qwen3-VL as GR00T N1.7 asks it: the user's turn alone, without the opening of an answer."""
+
+    template = Template(
+        image_token="<|image_pad|>", head="<|im_start|>user\n", picture=PICTURE, tail="<|im_end|>\n"
+    )
