@@ -26,6 +26,7 @@ HORIZON = 6
 SMALL = {
     "horizon": HORIZON,
     "obs_steps": 1,
+    "resize": [48, 64],  # a feature map of several cells
     "width": 32,
     "hidden_size": 32,
     "expert_width": 16,
@@ -36,6 +37,7 @@ SMALL = {
     "modulation": "adaln",  # gates that start shut would hide the network from a test
     "clip_normalized": False,  # an untrained policy's actions would all be the limits
     "level_channels": [16, 32],
+    "num_levels_read": 2,
     "num_groups": 4,
     "inner_width": 16,
     "head_width": 32,
@@ -116,6 +118,12 @@ def reading_everything(framework: str) -> dict[str, Any]:
     """Options with which the framework reads the instruction and the state, where it does not by default."""
     target = get_class(load("framework", framework)._target_)
     return {**target.language_options, **target.state_options}
+
+
+def runs_on(framework: str, vlm: str) -> bool:
+    """Whether the backbone has the cache that the framework may need."""
+    needs_cache = get_class(load("framework", framework)._target_).needs_cache
+    return not needs_cache or get_class(load("vlm", vlm)._target_).has_cache
 
 
 def parts(framework: str, head: str) -> dict[str, str]:

@@ -103,7 +103,7 @@ CASES = {
     ),
     "resized": (
         {"resize_shape": (48, 56), "crop_ratio": 0.75},
-        {"picture_size": [48, 56], "crop": [36, 42]},
+        {"resize": [48, 56], "crop": [36, 42]},
     ),
     "batch_norm": ({"use_group_norm": False}, {"resnet_norm": "batch"}),
 }

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange, repeat
@@ -90,7 +90,7 @@ class ConditionedUNet(nn.Module):
 
 class DiffusionPolicy(Framework):
     denoiser_parts = ("denoiser", "queries")
-    language_options = {"backbone": "vlm"}
+    language_options: ClassVar[dict[str, str]] = {"backbone": "vlm"}
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class DiffusionPolicy(Framework):
         lr_multipliers: Mapping[str, float] | None = None,
         mask_padding: bool = True,
         backbone: Literal["resnet18", "vlm"] = "resnet18",
-        picture_size: Sequence[int] | None = None,
+        resize: Sequence[int] | None = None,
         crop: float | Sequence[int] = 0.9,
         resnet_norm: ResNetNorm = "group",
         pretrained: bool | str = False,
@@ -156,7 +156,7 @@ class DiffusionPolicy(Framework):
         self.action_offset = 1 - obs_steps
         self.num_levels: int = getattr(head, "num_train_steps", 100)
         self.mask_padding = mask_padding
-        self.picture_size = picture_size
+        self.resize = resize
 
         # Observation.
         if self.vlm is not None:
@@ -174,6 +174,7 @@ class DiffusionPolicy(Framework):
                 for _ in (spec.cameras if encoder_per_camera else spec.cameras[:1])
             )
             seen_width, seen_steps = 2 * num_keypoints * len(spec.cameras), obs_steps
+            self._check_pictures()
 
         # Denoiser.
         channels = {"channels_in": spec.action_dim, "channels_out": head.output_width}
@@ -251,14 +252,26 @@ class DiffusionPolicy(Framework):
         given = condition.vector if isinstance(self.denoiser, ConditionedUNet) else condition.tokens
         return self.denoiser(x_t.to(given), level, given)
 
+    def _check_pictures(self) -> None:
+        """Raises ValueError where a camera's feature map is a single cell, in which nothing has a place."""
+        for index, camera in enumerate(self.spec.cameras):
+            encoder: Any = self.encoders[index if len(self.encoders) > 1 else 0]
+            height, width = self.resize or (camera.height, camera.width)
+            size = encoder.crop_size(height, width)
+            if max(size) <= ResNet18.stride:
+                raise ValueError(
+                    f"camera {camera.name!r}: after framework.crop a side of a picture must have more than "
+                    f"{ResNet18.stride} pixels, found {size}; set framework.resize=[96,96]"
+                )
+
     def _see(self, observation: Observation, index: int, name: str) -> Float[Tensor, "b t f"]:
         """One camera's features; zeros where it is absent."""
         pixels = observation.images[name]
         b, present = len(pixels), observation.image_mask[name]
         pixels = rearrange(pixels, "b t c h w -> (b t) c h w").to(self.compute_dtype)
-        if self.picture_size is not None:
+        if self.resize is not None:
             pixels = functional.interpolate(
-                pixels, tuple(self.picture_size), mode="bilinear", align_corners=False, antialias=True
+                pixels, tuple(self.resize), mode="bilinear", align_corners=False, antialias=True
             )
         encoder = self.encoders[index if len(self.encoders) > 1 else 0]
         features = rearrange(encoder(pixels, index), "(b t) f -> b t f", b=b)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -39,7 +40,6 @@ from librobot.types import Batch, Observation, RobotSpec
 from librobot.vlms.base import VLM, Context, Geometry
 
 NORM_EPS = 1e-5  # SmolLM2's
-
 
 Cache = tuple[Float[Tensor, "b h l e"], Float[Tensor, "b h l e"]]
 """Keys and values of one layer."""
@@ -65,7 +65,7 @@ class Condition:
         for a teacher's expert, and for one that learns."""
         key = id(expert), torch.is_grad_enabled()
         if key not in self.known:
-            layers = zip(expert, self.prefix.keys, self.prefix.values, strict=True)
+            layers: Any = zip(expert, self.prefix.keys, self.prefix.values, strict=True)
             self.known[key] = [block.reads(keys, values) for block, keys, values in layers]
         return self.known[key]
 

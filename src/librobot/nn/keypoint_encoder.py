@@ -69,8 +69,8 @@ class KeypointEncoder(nn.Module):
         if not self.training:
             top, left = round(free[0] / 2), round(free[1] / 2)
             return pixels[..., top : top + height, left : left + width]
-        top, left = (torch.randint(n + 1, (len(pixels), 1), device=pixels.device) for n in free)
-        return windows(pixels, top, left, height, width)
+        tops, lefts = (torch.randint(n + 1, (len(pixels), 1), device=pixels.device) for n in free)
+        return windows(pixels, tops, lefts, height, width)
 
     def crop_size(self, height: int, width: int) -> tuple[int, int]:
         """What is left of a picture of this size, in pixels."""

@@ -16,17 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from librobot.nn.pictures import resize_with_pad
-from librobot.vlms.prompts import Template
-from librobot.vlms.smolvlm import IMAGE, SmolVLM2, SmolVLMProcessor
+from librobot.vlms.smolvlm import IMAGE, SmolVLM2, SmolVLMProcessor, SmolVLMTemplate
 
 ROPE_THETA = 10_000.0
 
 
-class PlainTemplate(Template):
+class PlainTemplate(SmolVLMTemplate):
     """Pictures, instruction, one newline."""
 
     def text(self, prompt: str, num_pictures: int) -> str:
-        return super().text(prompt.removesuffix("\n"), num_pictures)
+        return self.picture * num_pictures + prompt.removesuffix("\n") + self.tail
 
 
 class PlainProcessor(SmolVLMProcessor):
