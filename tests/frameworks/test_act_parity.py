@@ -1,123 +1,123 @@
-"""ACT's numbers beside lerobot's, with the same weights and the same inputs."""
+"""ACT beside lerobot's: loss, every gradient, actions; weights through the table."""
+
+from __future__ import annotations
 
 import pytest
 import torch
+from parity import check, gradient_differences, relative, same_weights
 
 import tiny_models
+from librobot.interchange.lerobot.act import weight_map
 
 pytest.importorskip("lerobot")
 
-NAMES = {  # lerobot's part -> ours
-    "encoder_latent_input_proj": "latent_proj",
-    "encoder_robot_state_input_proj": "state_proj",
-    "encoder_img_feat_input_proj": "observation_proj",
-    "encoder_1d_feature_pos_embed": "plain_positions",
-    "decoder_pos_embed": "queries",
-    "action_head": "action_out_proj",
-    "vae_encoder_cls_embed": "vae_cls",
-    "vae_encoder_robot_state_input_proj": "vae_state_proj",
-    "vae_encoder_action_input_proj": "vae_action_proj",
-    "vae_encoder_latent_output_proj": "vae_out_proj",
-    "backbone": "resnet.network",
-}
-LAYERS = {
-    "encoder": {
-        "self_attn": "attention",
-        "linear1": "feed_forward.0",
-        "linear2": "feed_forward.3",
-        "norm1": "around_attention.norm",
-        "norm2": "around_feed_forward.norm",
-    },
-    "decoder": {
-        "self_attn": "self_attention",
-        "multihead_attn": "cross_attention",
-        "linear1": "feed_forward.0",
-        "linear2": "feed_forward.3",
-        "norm1": "around_self_attention.norm",
-        "norm2": "around_cross_attention.norm",
-        "norm3": "around_feed_forward.norm",
-    },
-}
+HORIZON, WIDTH, LATENT = tiny_models.HORIZON, 32, 4
 
 
-def renamed(name: str) -> str:
-    part, _, rest = name.partition(".")
-    if part in NAMES:
-        return f"{NAMES[part]}.{rest}"
-    if rest.startswith("layers."):
-        _, index, module, tail = rest.split(".", 3)
-        kind = "decoder" if part == "decoder" else "encoder"
-        return f"{part}.layers.{index}.{LAYERS[kind][module]}.{tail}"
-    return name
-
-
-def reference(num_decoder_layers: int):
+def reference(**changes):
     from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.policies.act.configuration_act import ACTConfig
-    from lerobot.policies.act.modeling_act import ACT
+    from lerobot.policies.act.modeling_act import ACTPolicy
 
     spec = tiny_models.SPEC
+    options = {
+        "chunk_size": HORIZON,
+        "n_action_steps": HORIZON,
+        "dim_model": WIDTH,
+        "n_heads": 2,
+        "dim_feedforward": 48,
+        "n_encoder_layers": 2,
+        "n_decoder_layers": 2,
+        "n_vae_encoder_layers": 2,
+        "latent_dim": LATENT,
+        "dropout": 0.0,
+        "pretrained_backbone_weights": None,
+        "device": "cpu",
+    }
+    torch.manual_seed(1)
     config = ACTConfig(
         input_features={
             "observation.state": PolicyFeature(FeatureType.STATE, (spec.state_dim,)),
-            **{f"observation.images.{n}": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)) for n in "ab"},
+            **{
+                f"observation.images.{camera.name}": PolicyFeature(
+                    FeatureType.VISUAL, (3, camera.height, camera.width)
+                )
+                for camera in spec.cameras
+            },
         },
         output_features={"action": PolicyFeature(FeatureType.ACTION, (spec.action_dim,))},
-        chunk_size=tiny_models.HORIZON,
-        n_action_steps=tiny_models.HORIZON,
-        dim_model=32,
-        n_heads=2,
-        dim_feedforward=48,
-        n_encoder_layers=2,
-        n_decoder_layers=num_decoder_layers,
-        n_vae_encoder_layers=2,
-        latent_dim=4,
-        dropout=0.0,
-        pretrained_backbone_weights=None,
-        device="cpu",
+        **options | changes,
     )
-    return ACT(config)
+    return ACTPolicy(config)
 
 
-@pytest.mark.parametrize("used", ["all", "first"])
-def test_same_weights_same_answers(used):
-    ours = tiny_models.build("act", backbone="resnet18", dropout=0.0, decoder_layers_used=used)
-    theirs = reference(num_decoder_layers=2 if used == "all" else 1)
-    copied = {renamed(name): value for name, value in theirs.state_dict().items()}
-    copied["observation_proj.weight"] = copied["observation_proj.weight"].squeeze((2, 3))
-    copied.pop("vae_encoder_pos_enc")
-    own = ours.state_dict()
-    assert {n for n in own if not n.startswith("normalizer.")} == set(copied)
-    ours.load_state_dict(own | copied)
-
-    data = tiny_models.batch()
-    observation = ours.prepare(data.observation)
-    for module in (ours, theirs):
-        module.train()  # lerobot's style encoder runs in training only; there is no dropout
+def given(ours, data):
+    """A batch as lerobot's preprocessor makes it."""
     mean, std = ours.resnet.mean, ours.resnet.std
-    given = {
-        "observation.images": [(image[:, 0] / 255 - mean) / std for image in observation.images.values()],
-        "observation.state": ours.normalizer.normalize("state", observation.state[:, 0]),
+    images = data.observation.images.items()
+    return {f"observation.images.{name}": (image[:, 0] / 255 - mean) / std for name, image in images} | {
+        "observation.state": ours.normalizer.normalize("state", data.observation.state[:, 0]),
         "action": ours.normalizer.normalize("action", data.actions),
         "action_is_pad": ~data.action_mask,
     }
+
+
+CASES = {
+    "all_decoder_layers": ({}, {}),
+    "first_decoder_layer": ({"n_decoder_layers": 1}, {"decoder_layers_used": "first"}),
+    "pre_norm_without_vae": ({"pre_norm": True, "use_vae": False}, {"pre_norm": True, "use_vae": False}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_weights_same_answers(case):
+    theirs_options, ours_options = CASES[case]
+    ours = tiny_models.build("act", backbone="resnet18", dropout=0.0, **ours_options)
+    theirs = reference(**theirs_options)
+    length = 2 + HORIZON if ours.vae_encoder is not None else 0
+    table = weight_map(vae_length=length, width=WIDTH)
+    same_weights(ours, theirs, table)
+    data = tiny_models.batch()
+    inputs = given(ours, data)
+
+    ours.train(), theirs.train()  # lerobot's style encoder runs in training only; there is no dropout
     torch.manual_seed(7)
-    expected, (mu, log_sigma_x2) = theirs(given)
+    expected, parts = theirs(dict(inputs))
     torch.manual_seed(7)
-    latent_noise = torch.randn(4, 4)
+    latent_noise = torch.randn(4, LATENT)
     loss, metrics = ours.compute_loss(data, latent_noise=latent_noise)
+    expected.backward()
+    loss.backward()
+    gradients = gradient_differences(ours, theirs, table)
+    assert metrics["action_loss"] == pytest.approx(parts["l1_loss"], rel=1e-5)
+    assert metrics["kl"] == pytest.approx(parts.get("kld_loss", 0.0), rel=1e-5)
 
-    error = (expected - given["action"]).abs() * data.action_mask[..., None]
-    masked = error.sum() / (data.action_mask.sum() * expected.shape[-1])
-    kl = (-0.5 * (1 + log_sigma_x2 - mu**2 - log_sigma_x2.exp())).sum(-1).mean()
-    torch.testing.assert_close(metrics["action_loss"], masked.detach(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(metrics["kl"], kl.detach(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(loss, masked + 10 * kl, rtol=1e-5, atol=1e-5)
-    ours.loss_reduction = "original"
-    _, metrics = ours.compute_loss(data, latent_noise=latent_noise)
-    torch.testing.assert_close(metrics["action_loss"], error.mean().detach(), rtol=1e-5, atol=1e-6)
-
-    ours.eval(), theirs.eval()
     with torch.no_grad():
-        expected = ours.normalizer.unnormalize("action", theirs(given)[0])
-        torch.testing.assert_close(ours.sample_actions(data.observation), expected, rtol=1e-5, atol=1e-5)
+        actions = ours.normalizer.unnormalize("action", theirs.predict_action_chunk(dict(inputs)))
+        sampled = ours.eval().sample_actions(data.observation)
+    check(
+        f"act {case}",
+        loss=relative(loss, expected),
+        gradients=max(gradients.values()),
+        actions=relative(sampled, actions),
+    )
+
+
+def test_the_published_reduction_divides_by_padding_too():
+    """`imitate_episodes.py`: the error past the episode's end is zero, and counts in the mean."""
+    ours = tiny_models.build("act", backbone="resnet18", dropout=0.0, loss_reduction="original")
+    theirs = reference()
+    ours.load_state_dict(
+        ours.state_dict() | weight_map(vae_length=2 + HORIZON, width=WIDTH).to_ours(theirs.state_dict(), "")
+    )
+    data = tiny_models.batch()
+    inputs = given(ours, data)
+    theirs.train()
+    torch.manual_seed(7)
+    predicted, _ = theirs.model(
+        inputs | {"observation.images": [inputs[key] for key in theirs.config.image_features]}
+    )
+    torch.manual_seed(7)
+    _, metrics = ours.compute_loss(data, latent_noise=torch.randn(4, LATENT))
+    error = (predicted - inputs["action"]).abs() * data.action_mask[..., None]
+    torch.testing.assert_close(metrics["action_loss"], error.mean().detach(), rtol=1e-5, atol=1e-6)

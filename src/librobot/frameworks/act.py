@@ -29,7 +29,7 @@ from librobot.losses import gaussian_kl, reduce
 from librobot.nn.detr import Decoder, Encoder, LayerOptions
 from librobot.nn.pooling import situation
 from librobot.nn.positions import age_embedding, sine_map, sine_table, time_embedding
-from librobot.nn.resnet import ResNet18
+from librobot.nn.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, Statistic
 from librobot.nn.text import ByteEncoder, ByteTokenizer
 from librobot.normalize import NormalizationMode
 from librobot.types import Batch, Observation, RobotSpec
@@ -90,6 +90,8 @@ class ACT(Framework):
         loss_reduction: Literal["masked", "original"] = "masked",
         backbone: Literal["vlm", "resnet18"] = "vlm",
         pretrained: bool | str = False,
+        picture_mean: Statistic = IMAGENET_MEAN,
+        picture_std: Statistic = IMAGENET_STD,
         instruction_token: bool = False,
         max_prompt_tokens: int = 96,
         embodiments: Sequence[RobotSpec] | None = None,
@@ -128,7 +130,7 @@ class ACT(Framework):
         # Observation tokens.
         self.tokenizer = ByteTokenizer(max_prompt_tokens) if instruction_token else None
         if self.vlm is None:
-            self.resnet = ResNet18(pretrained)
+            self.resnet = ResNet18(pretrained, mean=picture_mean, std=picture_std)
         # Of a feature map this is the published code's 1 x 1 convolution.
         self.observation_proj = nn.Linear(self.vlm.hidden_size if self.vlm else ResNet18.channels, width)
         if instruction_token:
@@ -279,7 +281,8 @@ class ACT(Framework):
         pixels = observation.images[name]
         t = pixels.shape[1]
         pixels = rearrange(pixels, "b t c h w -> (b t) c h w").to(self.compute_dtype)
-        features = self.observation_proj(rearrange(self.resnet(pixels), "m d h w -> m h w d"))
+        camera = list(observation.images).index(name)
+        features = self.observation_proj(rearrange(self.resnet(pixels, camera), "m d h w -> m h w d"))
         positions = sine_map(features.shape[1], features.shape[2], self.width).to(features)
         positions = positions + age_embedding(t, self.width).to(features)[:, None, None]
         values = rearrange(features, "(b t) h w d -> b (t h w) d", t=t)

@@ -29,6 +29,7 @@ NORMALIZATION = {
     "IDENTITY": "identity",
 }
 EPSILON = 1e-8  # what lerobot's normalizer adds to a standard deviation
+MINIMUM_SPREAD = 1.0001e-4  # just above that of `Normalizer`, in float32 too
 
 
 class LeRobotFolder:
@@ -72,7 +73,42 @@ class LeRobotFolder:
     def our_statistics(self) -> dict[str, dict[str, np.ndarray]]:
         """For `Normalizer.fit`. Features that nothing normalises may be missing."""
         named = {"state": STATE, "action": ACTION}
-        return {ours: self.statistics[theirs] for ours, theirs in named.items() if theirs in self.statistics}
+        return {
+            ours: widened(self.statistics[theirs])
+            for ours, theirs in named.items()
+            if theirs in self.statistics
+        }
+
+    def expect(self, **fixed: Any) -> None:
+        """Raises LibrobotError where config.json has another value than ours stands for."""
+        for key, value in fixed.items():
+            if self.config.get(key, value) != value:
+                raise LibrobotError(
+                    f"{self.path / 'config.json'}: {key} must be {value}, found {self.config[key]}; librobot "
+                    f"has no option for it"
+                )
+
+    def picture_statistics(self) -> dict[str, list[Any]]:
+        """`mean` and `std` of pixels in [0, 1] that normalise pictures as the checkpoint does: three numbers,
+        or where cameras differ three for each."""
+        mode = str(self.config["normalization_mapping"].get("VISUAL", "IDENTITY"))
+        rows: dict[str, list[list[float]]] = {"mean": [], "std": []}
+        for key in self.camera_keys:
+            own = {name: value.reshape(-1) for name, value in self.statistics.get(key, {}).items()}
+            if mode == "IDENTITY":
+                mean, std = np.zeros(3), np.ones(3)
+            elif mode == "MEAN_STD":
+                mean, std = own["mean"], own["std"] + EPSILON
+            elif mode == "MIN_MAX":
+                mean, std = (own["max"] + own["min"]) / 2, (own["max"] - own["min"]) / 2
+            else:
+                raise LibrobotError(
+                    f"{self.path / 'config.json'}: normalization_mapping of VISUAL must be IDENTITY, MEAN_STD or "
+                    f"MIN_MAX, found {mode}"
+                )
+            rows["mean"].append(mean.tolist())
+            rows["std"].append(std.tolist())
+        return {name: own[0] if own.count(own[0]) == len(own) else own for name, own in rows.items() if own}
 
     def normalization(self) -> dict[str, str]:
         """Our mode for the state and for the action."""
@@ -112,6 +148,32 @@ class LeRobotFolder:
             action=tuple(Dim(name) for name in names),
             control_hz=options.control_hz,
         )
+
+
+def widened(statistics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Statistics that keep lerobot's map of a dimension that never changes: it maps the value to 0 (MEAN_STD)
+    or -1 (MIN_MAX), and back whatever the network says. Ours would only centre it."""
+    made = dict(statistics)
+    if "std" in made:
+        made["std"] = np.maximum(made["std"], MINIMUM_SPREAD)
+    if "min" in made and "max" in made:
+        made["max"] = np.maximum(made["max"], made["min"] + 2 * MINIMUM_SPREAD)
+    return made
+
+
+def picture_statistics_of(mean: Tensor, std: Tensor, cameras: Sequence[str]) -> dict[str, Any]:
+    """The other way round, from a network's (n, 3, 1, 1): for `Exported.statistics`, with VISUAL at
+    MEAN_STD."""
+    rows = {
+        name: (value.double().cpu().numpy()[:, :, 0, 0]) for name, value in (("mean", mean), ("std", std))
+    }
+    rows["std"] = rows["std"] - EPSILON
+    return {
+        f"{IMAGES}{camera}": {
+            name: own[index if len(own) > 1 else 0].reshape(3, 1, 1) for name, own in rows.items()
+        }
+        for index, camera in enumerate(cameras)
+    }
 
 
 @dataclass(frozen=True)
