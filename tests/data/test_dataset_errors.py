@@ -259,7 +259,6 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
 
 def test_an_older_format(damaged: Path) -> None:
     path = damaged / "meta/info.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"codebase_version": "v2.1"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"codebase_version": "v1.6"}))
     text = message(damaged)
-    assert "LeRobotDataset v2.1; v3.0 is read" in text
-    assert "convert_dataset_v21_to_v30" in text
+    assert "LeRobotDataset v1.6; v2.0, v2.1 and v3.0 are read" in text

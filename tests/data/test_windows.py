@@ -19,9 +19,7 @@ def test_windows_stay_in_their_episode(
 ) -> None:
     episodes = data.draw(st.lists(st.sampled_from(range(len(lengths))), unique=True, min_size=1).map(sorted))
     offset = data.draw(st.integers(1 - horizon, 0))
-    windows = Windows(
-        np.array(lengths), episodes, horizon=horizon, obs_steps=obs_steps, action_offset=offset
-    )
+    windows = Windows(np.array(lengths), episodes, horizon=horizon, obs_steps=obs_steps, action_offset=offset)
     owner = np.repeat(np.arange(len(lengths)), lengths)
     frame = np.concatenate([np.arange(length) for length in lengths])
     samples = np.arange(len(windows))
@@ -48,7 +46,7 @@ def test_windows_need_a_step(wrong: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("offset", [1, -3])
 def test_a_chunk_holds_the_current_action(offset: int) -> None:
-    with pytest.raises(ValueError, match="between -2 .* and 0"):
+    with pytest.raises(ValueError, match=r"between -2 .* and 0"):
         Windows(np.array([5]), [0], horizon=3, obs_steps=1, action_offset=offset)
 
 
@@ -57,7 +55,11 @@ def test_a_chunk_from_the_first_observation_step_on(array_source: Callable) -> N
     source = array_source([4])
     windows = Windows(source.episode_lengths, [0], horizon=4, obs_steps=2, action_offset=-1)
     batch = WindowDataset(source, windows).__getitems__([0, 1, 3])
-    assert batch.actions[:, :, 0].tolist() == [[0.5, 0.5, 1.5, 2.5], [0.5, 1.5, 2.5, 3.5], [2.5, 3.5, 3.5, 3.5]]
+    assert batch.actions[:, :, 0].tolist() == [
+        [0.5, 0.5, 1.5, 2.5],
+        [0.5, 1.5, 2.5, 3.5],
+        [2.5, 3.5, 3.5, 3.5],
+    ]
     assert batch.action_mask.int().tolist() == [[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
 
 

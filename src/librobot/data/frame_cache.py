@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -97,10 +98,15 @@ def fingerprint(metadata: Metadata, image_size: tuple[int, int] | None) -> str:
     files = [path for path, _ in metadata.data_files()]
     files += [path for key in videos for path, _ in metadata.video_files(key)]
     files += sorted((metadata.root / "meta/episodes").glob("*/*.parquet"))
+    return file_fingerprint(files, [digest.hexdigest()])
+
+
+def file_fingerprint(files: Iterable[Path], described: Any) -> str:
+    """A name for what was made of exactly these files (by path, size and time) in the way `described`."""
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for path in files:
         stat = os.stat(path) if path.exists() else None
-        described = (str(path.relative_to(metadata.root)), stat and stat.st_size, stat and stat.st_mtime_ns)
-        digest.update(repr(described).encode())
+        digest.update(repr((str(path), stat and stat.st_size, stat and stat.st_mtime_ns)).encode())
     return digest.hexdigest()[:20]
 
 

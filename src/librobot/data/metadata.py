@@ -1,4 +1,4 @@
-"""Reading the metadata of a LeRobotDataset v3.0 and saying what is wrong with it."""
+"""Reading the metadata of a LeRobotDataset v3.0 and saying what is wrong with it; v2.x is in metadata_v2."""
 
 from __future__ import annotations
 
@@ -73,8 +73,12 @@ class Metadata:
 
 
 def read_metadata(root: Path) -> Metadata:
-    """Read and check `root/meta`. Raises LibrobotError for what is not a complete v3.0 dataset."""
+    """Read and check `root/meta`. Raises LibrobotError for what is not a complete dataset."""
     info = read_info(root)
+    if str(info["codebase_version"]).startswith("v2."):
+        from librobot.data.metadata_v2 import read_metadata_v2
+
+        return read_metadata_v2(root, info)
     tasks = read_tasks(root / v3.TASKS)
     episodes = _read_episodes(root, int(info["total_episodes"]))
     librobot_file = root / v3.LIBROBOT
@@ -83,7 +87,7 @@ def read_metadata(root: Path) -> Metadata:
 
 
 def read_info(root: Path) -> dict[str, Any]:
-    """meta/info.json of a v3.0 dataset."""
+    """meta/info.json of a dataset whose version is read."""
     path = root / v3.INFO
     if not root.is_dir():
         raise LibrobotError(f"{root}: no such folder; expected a LeRobotDataset {v3.VERSION}")
@@ -91,10 +95,10 @@ def read_info(root: Path) -> dict[str, Any]:
         raise LibrobotError(_not_a_dataset(root))
     info = _read_json(path)
     version = str(info.get("codebase_version", "unknown"))
-    if not version.startswith("v3."):
+    if not version.startswith(("v3.", "v2.")):
         raise LibrobotError(
-            f"{root}: this is a LeRobotDataset {version}; {v3.VERSION} is read. Convert it with: "
-            "python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=<user/name> --root=<folder>"
+            f"{root}: this is a LeRobotDataset {version}; v2.0, v2.1 and {v3.VERSION} are read. Convert it "
+            "with the lerobot release that wrote it"
         )
     if missing := [key for key in ("fps", "features", "total_episodes", "total_frames") if key not in info]:
         raise LibrobotError(f"{path}: lacks {', '.join(missing)}; the file is incomplete")

@@ -165,6 +165,7 @@ class LeRobotWriter:
                 key: {name: value for name, value in feature.items() if name != "info"}
                 for key, feature in info["features"].items()
             }
+            self._expect("format", info.get("codebase_version"), v3.VERSION)
             self._expect("fps", info["fps"], self.fps)
         elif staged and settings.exists():  # without an episode they bind nobody
             stored = json.loads(settings.read_text(encoding="utf-8"))
