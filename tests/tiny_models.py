@@ -35,6 +35,7 @@ SMALL = {
     "mlp_width": 48,
     "feedforward_width": 48,
     "modulation": "adaln",  # gates that start shut would hide the network from a test
+    "picture_size": None,  # the pictures are small already
     "clip_normalized": False,  # an untrained policy's actions would all be the limits
     "level_channels": [16, 32],
     "num_levels_read": 2,
@@ -120,10 +121,13 @@ def reading_everything(framework: str) -> dict[str, Any]:
     return {**target.language_options, **target.state_options}
 
 
+def framework_class(framework: str) -> Any:
+    return get_class(load("framework", framework)._target_)
+
+
 def runs_on(framework: str, vlm: str) -> bool:
     """Whether the backbone has the cache that the framework may need."""
-    needs_cache = get_class(load("framework", framework)._target_).needs_cache
-    return not needs_cache or get_class(load("vlm", vlm)._target_).has_cache
+    return not framework_class(framework).needs_cache or get_class(load("vlm", vlm)._target_).has_cache
 
 
 def parts(framework: str, head: str) -> dict[str, str]:

@@ -19,7 +19,9 @@ FRAMEWORKS = tiny_models.options("framework")
 ALL_PAIRS = [(f, h) for f in FRAMEWORKS for h in tiny_models.options("head")]
 PAIRS = [pair for pair in ALL_PAIRS if tiny_models.fits(*pair)]
 REFUSED = [(f, h) for f, h in ALL_PAIRS if h in ("bins", "hybrid") and not tiny_models.fits(f, h)]
-BACKBONES = [(f, v) for f in FRAMEWORKS for v in tiny_models.options("vlm")]
+ALL_BACKBONES = [(f, v) for f in FRAMEWORKS for v in tiny_models.options("vlm")]
+BACKBONES = [pair for pair in ALL_BACKBONES if tiny_models.runs_on(*pair)]
+WITHOUT_CACHE = [pair for pair in ALL_BACKBONES if not tiny_models.runs_on(*pair)]
 
 
 def everyday(framework: str, head: str) -> bool:
@@ -66,6 +68,15 @@ def part_of(observation: Observation, rows: slice) -> Observation:
     )
 
 
+def reaction(framework, observation: Observation, noise: torch.Tensor) -> torch.Tensor:
+    """What shows that something was seen: the sampled actions, or how likely given ones are where actions are
+    tokens, as a small change rarely chooses another token."""
+    if framework.head.network == "denoiser":
+        return framework.sample_actions(observation, noise=noise)
+    data = tiny_models.batch(observation.batch_size, obs_steps=framework.obs_steps)
+    return tiny_models.fixed_loss(framework, replace(data, observation=observation))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_student_needs_a_teacher(tmp_path):
     plain = tiny_models.config("custom", "consistency")
@@ -91,6 +102,12 @@ def check_gradients(framework) -> None:
 def test_a_head_that_needs_another_network_says_so(name, head):
     with pytest.raises(LibrobotError, match=r"needs a .*; take framework=custom network=(causal|pair)"):
         tiny_models.build(name, head)
+
+
+@pytest.mark.parametrize(("name", "vlm"), WITHOUT_CACHE, ids=["-".join(pair) for pair in WITHOUT_CACHE])
+def test_a_backbone_without_a_cache_is_refused_where_one_is_needed(name, vlm):
+    with pytest.raises(LibrobotError, match=r"cache.* vlm="):
+        tiny_models.build(name, vlm=vlm)
 
 
 def test_finite_loss_and_a_gradient_for_every_trainable_parameter(framework):
@@ -151,9 +168,9 @@ def test_camera_order_does_not_matter(over_backbone):
     turned = replace(observation, images=dict(reversed(observation.images.items())))
     swapped = dict(zip(observation.images, reversed(observation.images.values()), strict=True))
     with torch.inference_mode():
-        before = over_backbone.sample_actions(observation, noise=noise)
-        assert torch.equal(over_backbone.sample_actions(turned, noise=noise), before)
-        other = over_backbone.sample_actions(replace(observation, images=swapped), noise=noise)
+        before = reaction(over_backbone, observation, noise)
+        assert torch.equal(reaction(over_backbone, turned, noise), before)
+        other = reaction(over_backbone, replace(observation, images=swapped), noise)
         assert not torch.equal(other, before), "the cameras are not told apart"
 
 
@@ -163,11 +180,9 @@ def test_an_absent_camera_is_not_looked_at(over_backbone):
     absent["front"][:] = False
     blank = dict(observation.images) | {"front": torch.zeros_like(observation.images["front"])}
     with torch.inference_mode():
-        seen = over_backbone.sample_actions(replace(observation, image_mask=absent), noise=noise)
-        same = over_backbone.sample_actions(
-            replace(observation, image_mask=absent, images=blank), noise=noise
-        )
-        present = over_backbone.sample_actions(observation, noise=noise)
+        seen = reaction(over_backbone, replace(observation, image_mask=absent), noise)
+        same = reaction(over_backbone, replace(observation, image_mask=absent, images=blank), noise)
+        present = reaction(over_backbone, observation, noise)
     assert torch.equal(seen, same)
     assert not torch.equal(seen, present)
 
@@ -179,10 +194,12 @@ def test_pictures_state_and_instruction_all_count(over_backbone):
         "state": observation.state + 1,
         "prompt": ["push the green cube"] * 4,
     }
+    if not over_backbone.reads_state:
+        del changes["state"]
     with torch.inference_mode():
-        before = over_backbone.sample_actions(observation, noise=noise)
+        before = reaction(over_backbone, observation, noise)
         for field, value in changes.items():
-            after = over_backbone.sample_actions(replace(observation, **{field: value}), noise=noise)
+            after = reaction(over_backbone, replace(observation, **{field: value}), noise)
             assert not torch.allclose(after, before, atol=1e-6), f"{field} has no effect"
 
 
@@ -194,7 +211,8 @@ def test_a_sample_does_not_see_its_neighbours(over_backbone):
             alone = over_backbone.sample_actions(
                 part_of(observation, slice(row, row + 1)), noise=noise[row : row + 1]
             )
-            torch.testing.assert_close(alone[0], together[row], atol=2e-5, rtol=2e-5)
+            # Twenty denoising steps that each divide by a small number enlarge rounding errors (Octo's).
+            torch.testing.assert_close(alone[0], together[row], atol=1e-4, rtol=1e-4)
 
 
 def test_several_observation_steps(framework):
@@ -221,6 +239,10 @@ def test_several_observation_steps(framework):
 def test_robots_of_different_sizes_in_one_batch(name):
     """Each sample has its own robot's statistics, cameras and dimensions, whatever else is in the batch."""
     robots = (tiny_models.SPEC, tiny_models.NARROW)
+    if not tiny_models.framework_class(name).several_robots:
+        with pytest.raises(LibrobotError, match="found 2 robots; take framework=pi0"):
+            tiny_models.build(name, robots=robots)
+        return
     framework = tiny_models.build(name, robots=robots).eval()
     widened = [tiny_models.statistics(robot) for robot in robots]
     for key in ("mean", "min", "max", "q01", "q99"):

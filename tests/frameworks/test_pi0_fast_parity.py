@@ -2,17 +2,17 @@
 
 from dataclasses import replace
 
+import parity
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-import parity
 import tiny_models
 from librobot.config.build import build_framework
 from librobot.interchange.lerobot.pi0_fast import weight_map
 
 pytest.importorskip("lerobot")
-from lerobot_pi0_fast import PICTURE, backbone_folder, reference, text_tokenizer  # noqa: E402
+from lerobot_pi0_fast import PICTURE, backbone_folder, reference, text_tokenizer
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ class Framework(LightningModule):
     needs_cache: ClassVar[bool] = False
     masks_cameras: ClassVar[bool] = True
     reads_state: ClassVar[bool] = True
+    several_robots: ClassVar[bool] = True
     denoiser_parts: ClassVar[tuple[str, ...]] = ()
     language_options: ClassVar[Mapping[str, Any]] = {}
     state_options: ClassVar[Mapping[str, Any]] = {}

@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from librobot.errors import LibrobotError
 from librobot.heads.base import ActionHead
 from librobot.tokenizers.written import WrittenTokens
 from librobot.vlms.base import VLM, Context

@@ -1,7 +1,7 @@
 """pi0-FAST: actions as compressed text (Pertsch et al. 2025, arXiv 2501.09747; openpi `models/pi0_fast.py`).
 
-    prefix    pictures, "Task: ..., State: 127 3 ...;\\n"     attending to each other, as the backbone's do
-    postfix   "Action: " FAST tokens "|" end                each attending to the prefix and to what it follows
+    prefix    pictures, "Task: ..., State: 127 3 ...;\\n"   attending to each other, as the backbone's do
+    postfix   "Action: " FAST tokens "|" end              each attending to the prefix and to all before it
 
 The loss is the cross-entropy of the postfix's tokens over the whole vocabulary. FAST token i is the language
 token `size - 1 - 128 - i`: PaliGemma's last 128 tokens, which mark segments, are left alone. The state is
@@ -66,6 +66,7 @@ class TaskAndState:
 class Pi0FAST(Framework):
     brings: ClassVar[tuple[NetworkKind, ...]] = ("decoder",)
     needs_cache = True
+    several_robots = False
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class Pi0FAST(Framework):
         normalization: Mapping[str, NormalizationMode],
         freeze: Sequence[str] = (),
         lr_multipliers: Mapping[str, float] | None = None,
+        embodiments: Sequence[RobotSpec] | None = None,
         skip_tokens: int = 128,
         lowercase: bool = True,
         start: Start = "none",
@@ -88,6 +90,11 @@ class Pi0FAST(Framework):
     ) -> None:
         if decoding not in get_args(Decoding):
             raise ValueError(f"decoding must be constrained or free, found {decoding!r}")
+        if embodiments is not None and len(embodiments) > 1:
+            raise ValueError(
+                f"the state is written into the prompt, with one robot's statistics, found "
+                f"{len(embodiments)} robots; take framework=pi0"
+            )
         if start not in get_args(Start):
             raise ValueError(f"start must be none or begin, found {start!r}")
         super().__init__(
@@ -101,6 +108,7 @@ class Pi0FAST(Framework):
             normalization=normalization,
             freeze=freeze,
             lr_multipliers=lr_multipliers,
+            embodiments=embodiments,
         )
         self.lowercase = lowercase
         self.picture_size = None if picture_size is None else tuple(picture_size)

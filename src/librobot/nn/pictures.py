@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from einops import pack, unpack
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -39,3 +40,28 @@ def resize_with_pad(
         flat = functional.pad(flat, (left, missing_w - left, top, missing_h - top))
     flat = flat / 255.0 if is_uint8 else flat
     return unpack(flat, leading, "* c h w")[0]
+
+
+def crop_area(
+    images: UInt8[Tensor, "b t c h w"] | Float[Tensor, "b t c h w"],
+    area: float,
+    shift: Float[Tensor, "b 2"] | None = None,
+) -> Float[Tensor, "b t c h w"]:
+    """The part of each picture with this share of its area, brought back to its size; floats in [0, 1].
+
+    `shift` in [-1, 1] moves the part as far as it goes, right and down; None is the middle. Bilinear between
+    the corners' pixels, as TensorFlow's crop_and_resize.
+    """
+    if not 0.0 < area <= 1.0:
+        raise ValueError(f"area must be above 0 and at most 1, found {area}")
+    b, t = images.shape[:2]
+    side = area**0.5
+    flat = images.flatten(0, 1)
+    flat = flat.float() if images.is_floating_point() else flat.float() / 255.0
+    theta = torch.zeros(b, 2, 3, device=flat.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    if shift is not None:
+        theta[:, :, 2] = (1.0 - side) * shift.to(theta)
+    grid = functional.affine_grid(theta.repeat_interleave(t, dim=0), list(flat.shape), align_corners=True)
+    cropped = functional.grid_sample(flat, grid, mode="bilinear", align_corners=True, padding_mode="border")
+    return cropped.clamp(0.0, 1.0).unflatten(0, (b, t))

@@ -26,8 +26,8 @@ class WrittenTokens:
     time, as a checkpoint may bring them), `size` the number of language tokens.
 
     Where `inner` has a stop token, the first of `after` stands for it, and `ids` need not name one.
-    `constrained` False lets the model write what it likes until the first of `after`; a chunk whose text holds
-    anything else than action tokens is then all zeros, as in openpi.
+    `constrained` False lets the model write what it likes until the first of `after`; a chunk whose text
+    holds anything else than action tokens is then all zeros, as in openpi.
     """
 
     def __init__(

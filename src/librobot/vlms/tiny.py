@@ -245,9 +245,11 @@ class TinyVLM(VLM):
         return rearrange(tokens, "(b n t) v d -> b n t v d", b=b, n=n, t=t)
 
     def _resize(self, image: Tensor) -> Float[Tensor, "b t c h w"]:
-        """uint8 of any size to [-1, 1] at the model's size."""
+        """uint8, or floats in [0, 1], of any size to [-1, 1] at the model's size."""
         b, size = image.shape[0], (self.image_size, self.image_size)
         pixels = rearrange(image, "b t c h w -> (b t) c h w").float()
+        if image.is_floating_point():
+            pixels = pixels * 255.0
         if pixels.shape[-2:] != size:
             pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
         pixels = (pixels / 127.5 - 1.0).to(self.text.table.weight.dtype)
