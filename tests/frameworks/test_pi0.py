@@ -1,5 +1,7 @@
 """pi0 beyond what every framework must hold: blocks, cache, padding."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -20,17 +22,19 @@ def jointly(framework, x_t, time, condition, observation):
     one block mask, with nothing cached."""
     vlm = framework.vlm
     prefix, prefix_mask = vlm.embed(observation)
-    suffix, suffix_blocks = framework.embed_suffix(x_t, time, condition.state)
+    suffix = torch.cat((framework.state_proj(condition.state), framework.embed_actions(x_t, time)), dim=1)
+    suffix_blocks = torch.tensor([1] + [2] * tiny_models.HORIZON).expand(len(suffix), -1)
     split = prefix.shape[1]
     blocks = torch.cat((torch.zeros_like(prefix_mask, dtype=torch.long), suffix_blocks), dim=1)
     real = torch.cat((prefix_mask, torch.ones_like(suffix_blocks, dtype=torch.bool)), dim=1)
     mask = with_self(block_mask(blocks, blocks, real))
     angles = rotary_angles(real.cumsum(1) - 1, vlm.geometry.head_dim, vlm.geometry.rope_theta)
 
-    for ours, theirs in zip(vlm.blocks, framework.expert, strict=True):
+    for ours, theirs in zip(vlm.blocks, framework.expert.layers, strict=True):
         parts = []
         for block, x in ((ours, prefix), (theirs, suffix)):
             normed = block.attention_norm(x)
+            normed = normed[0] if isinstance(normed, tuple) else normed  # the expert's comes with its gate
             heads = [
                 proj(normed).unflatten(-1, (-1, vlm.geometry.head_dim)).transpose(1, 2)
                 for proj in (block.attention.q_proj, block.attention.k_proj, block.attention.v_proj)
@@ -46,8 +50,8 @@ def jointly(framework, x_t, time, condition, observation):
         prefix = prefix + ours.attention.o_proj(out[:, :split])
         suffix = suffix + theirs.attention.o_proj(out[:, split:])
         prefix = prefix + ours.mlp(ours.mlp_norm(prefix))
-        suffix = suffix + theirs.mlp(theirs.mlp_norm(suffix))
-    return framework.action_out_proj(framework.expert_norm(suffix)[:, framework.num_state_tokens :])
+        suffix = suffix + theirs.mlp(theirs.mlp_norm(suffix)[0])
+    return framework.action_out_proj(framework.expert.norm(suffix)[0][:, 1:])
 
 
 @torch.inference_mode()
@@ -81,15 +85,24 @@ def test_the_prefix_runs_once_and_exactly(framework):
 
 
 @torch.inference_mode()
-def test_the_state_token_does_not_see_the_actions(framework):
-    """Blocks: prefix | state | actions. What the expert makes of the state is the same for any actions."""
+def test_what_is_kept_between_steps_changes_nothing(framework):
+    """The state token sees no action, so that its keys and values are made once, beside the prefix's; the
+    actions' own are written over those of the step before."""
     condition = framework.condition(tiny_models.batch().observation)
-    states = []
-    framework.expert_norm.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0][:, 0]))
-    for _ in range(2):
+    kept = replace(condition, place=framework.locate(condition))
+    assert kept.place.room
+    assert kept.place.keys[0].shape[2] == condition.prefix.keys[0].shape[2] + 1 + tiny_models.HORIZON
+    for _ in range(3):
         x_t = torch.randn(4, tiny_models.HORIZON, framework.action_width)
-        framework.denoise(x_t, torch.rand(4), condition)
-    torch.testing.assert_close(states[0], states[1], atol=1e-6, rtol=1e-5)
+        time = torch.rand(4)
+        before = [buffer.data_ptr() for buffer in kept.place.keys]
+        given, expected = (framework.denoise(x_t, time, c) for c in (kept, condition))
+        assert torch.equal(given, expected)
+        assert [buffer.data_ptr() for buffer in kept.place.keys] == before
+    with torch.inference_mode(False), torch.enable_grad():
+        condition = framework.condition(tiny_models.batch().observation)
+        with_gradient = framework.denoise(x_t.clone(), time.clone(), condition)
+    torch.testing.assert_close(with_gradient, given, atol=1e-6, rtol=1e-5)
 
 
 @torch.inference_mode()

@@ -5,8 +5,9 @@
 
 The action expert is a second, narrower transformer with the backbone's number of layers and heads. In layer
 i its tokens attend to the backbone's keys and values of layer i beside their own; prefix tokens never see
-them, so the prefix runs once for all sampling steps. A backbone without a cache (an encoder-decoder) gives
-hidden states, from which learned projections make keys and values for each of the expert's layers.
+them, and the state token never sees the actions, so both run once for all sampling steps. A backbone without
+a cache (an encoder-decoder) gives hidden states, from which learned projections make keys and values for each
+of the expert's layers.
 
 The backbone is whatever `vlm=` names; PaliGemma is the paper's. `head=` is flow matching in the paper; any
 other fits. A deterministic head has no noisy actions to embed: every action token then starts from one
@@ -15,36 +16,41 @@ learned vector and is told apart by its position.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from einops import repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from librobot.frameworks.action_expert import ActionExpert, Place
 from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFactory
+from librobot.frameworks.prompts import CleanedPrompt
 from librobot.heads.base import ActionHead
 from librobot.losses import reduce
-from librobot.nn.attention import Attention, GatedMLP, block_mask
 from librobot.nn.learned_cache import LearnedCache
-from librobot.nn.norms import GemmaRMSNorm
+from librobot.nn.pictures import resize_with_pad
 from librobot.nn.pooling import situation
-from librobot.nn.positions import rotary_angles, time_embedding
+from librobot.nn.positions import time_embedding
 from librobot.normalize import NormalizationMode
 from librobot.types import Batch, Observation, RobotSpec
-from librobot.vlms.base import VLM, Context, Geometry
-
-PREFIX, STATE, ACTIONS = 0, 1, 2  # attention blocks: each sees itself and the earlier ones
+from librobot.vlms.base import VLM, Context, PromptWriter
 
 
 @dataclass
 class Condition:
-    """What the denoiser needs beside the noisy actions: the cached prefix, and the normalised state."""
+    """What the denoiser needs beside the noisy actions: the backbone's cache, and the normalised state.
+
+    `place` is where the action tokens stand behind both, made beforehand by `locate` where the same condition
+    is read many times.
+    """
 
     prefix: Context
     state: Float[Tensor, "b t s"]
+    place: Place | None = None
+    locate: Callable[[Condition], Place] | None = None
 
     @property
     def features(self) -> Float[Tensor, "b f"]:
@@ -53,38 +59,22 @@ class Condition:
 
     def dropped(self, rows: Bool[Tensor, " b"]) -> Condition:
         """Without pictures and instruction in those samples; the state stays."""
-        return replace(self, prefix=replace(self.prefix, mask=self.prefix.mask & ~rows[:, None]))
+        return self.changed(replace(self.prefix, mask=self.prefix.mask & ~rows[:, None]))
 
+    def detach(self) -> Condition:
+        """The same numbers, through which no gradient reaches the backbone."""
+        keys, values = (tuple(x.detach() for x in cache) for cache in (self.prefix.keys, self.prefix.values))
+        return self.changed(replace(self.prefix, keys=keys, values=values))
 
-class ExpertBlock(nn.Module):
-    """One layer of the action expert: Gemma's block, attending to the backbone's cache as well."""
-
-    def __init__(self, width: int, mlp_width: int, geometry: Geometry) -> None:
-        super().__init__()
-        self.attention_norm = GemmaRMSNorm(width)
-        self.attention = Attention(width, geometry.num_heads, geometry.num_kv_heads, geometry.head_dim)
-        self.mlp_norm = GemmaRMSNorm(width)
-        self.mlp = GatedMLP(width, mlp_width, activation="gelu")
-
-    def forward(
-        self,
-        x: Float[Tensor, "b q d"],
-        angles: tuple[Tensor, Tensor],
-        prefix_keys: Float[Tensor, "b h l e"],
-        prefix_values: Float[Tensor, "b h l e"],
-        mask: Bool[Tensor, "b q l+q"],
-    ) -> Float[Tensor, "b q d"]:
-        normed = self.attention_norm(x)
-        keys, values = self.attention.keys_values(normed, angles)
-        keys = torch.cat((prefix_keys.to(keys), keys), dim=2)
-        values = torch.cat((prefix_values.to(values), values), dim=2)
-        x = x + self.attention(normed, angles, keys, values, mask)
-        return x + self.mlp(self.mlp_norm(x))
+    def changed(self, prefix: Context) -> Condition:
+        bare = replace(self, prefix=prefix, place=None)
+        return bare if self.locate is None else replace(bare, place=self.locate(bare))
 
 
 class Pi0(Framework):
     denoiser_parts = (
-        "expert", "expert_norm", "state_proj", "action_in_proj", "action_time_mlp", "action_out_proj",
+        "expert", "state_proj", "action_in_proj", "action_mlp_in", "time_mlp_in", "action_time_mlp_out",
+        "action_out_proj",
     )  # fmt: skip
 
     def __init__(
@@ -104,6 +94,7 @@ class Pi0(Framework):
         max_action_dim: int | None = 32,
         expert_width: int | None = None,
         expert_mlp_ratio: int = 4,
+        picture_size: Sequence[int] | None = None,
         embodiments: Sequence[RobotSpec] | None = None,
     ) -> None:
         for name, value, needed in (
@@ -112,6 +103,8 @@ class Pi0(Framework):
         ):
             if value is not None and value < needed:
                 raise ValueError(f"{name} must be at least {needed} for robot {spec.name!r}, found {value}")
+        if picture_size is not None and (len(picture_size) != 2 or min(picture_size) < 1):
+            raise ValueError(f"picture_size must be [height, width] in pixels, found {list(picture_size)}")
         super().__init__(
             spec=spec,
             vlm=vlm,
@@ -127,27 +120,8 @@ class Pi0(Framework):
             embodiments=embodiments,
         )
         self.state_width = spec.state_dim if max_state_dim is None else max_state_dim
-        self.num_state_tokens = obs_steps if self.state_width else 0
-        self.geometry = vlm.geometry
-        width = vlm.hidden_size // 2 if expert_width is None else expert_width
-        self.width = width
-
-        self.expert = nn.ModuleList(
-            ExpertBlock(width, expert_mlp_ratio * width, vlm.geometry) for _ in range(vlm.geometry.num_layers)
-        )
-        self.expert_norm = GemmaRMSNorm(width)
-        if self.num_state_tokens:
-            self.state_proj = nn.Linear(self.state_width, width)
-        if head.generative:
-            self.action_in_proj = nn.Linear(self.action_width, width)
-            self.action_time_mlp = nn.Sequential(
-                nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width)
-            )
-        else:
-            self.action_token = nn.Parameter(torch.randn(width))
-        self.action_out_proj = nn.Linear(width, head.output_width)
-        # Only a cache's keys and values are read, so what lies behind the last layer's cannot train.
-        self.prefix_layers: tuple[int, ...] = () if vlm.has_cache else (-1,)
+        self.picture_size = None if picture_size is None else (picture_size[0], picture_size[1])
+        self.width = vlm.hidden_size // 2 if expert_width is None else expert_width
         self.learned_cache = None
         if not vlm.has_cache:
             self.learned_cache = LearnedCache(
@@ -157,8 +131,28 @@ class Pi0(Framework):
                 head_dim=vlm.geometry.head_dim,
                 rope_theta=vlm.geometry.rope_theta,
             )
-        self.freeze_unused(layers=self.prefix_layers)
+        self.make_expert(expert_mlp_ratio * self.width)
+        self.action_out_proj = nn.Linear(self.width, head.output_width)
+        # Only a cache's keys and values are read, so what lies behind the last layer's cannot train, unless
+        # the backbone writes tokens.
+        writes = head.network == "pair"
+        self.prefix_layers: tuple[int, ...] = () if vlm.has_cache and not writes else (-1,)
+        self.freeze_unused(layers=self.prefix_layers, logits=writes)
         self.apply_freeze()
+
+    def make_expert(self, mlp_width: int) -> None:
+        """The expert, and what makes its tokens."""
+        assert self.vlm is not None
+        self.expert = ActionExpert(self.width, mlp_width, self.vlm.geometry)
+        self.state_proj = nn.Linear(self.state_width, self.width) if self.state_width else None
+        if self.head.generative:
+            self.action_in_proj = nn.Linear(self.action_width, self.width)
+            # Of [action, time] the time is the same for a whole chunk: its half of the product is made once.
+            self.action_mlp_in = nn.Linear(self.width, self.width)
+            self.time_mlp_in = nn.Linear(self.width, self.width, bias=False)
+            self.action_time_mlp_out = nn.Linear(self.width, self.width)
+        else:
+            self.action_token = nn.Parameter(torch.randn(self.width))
 
     def compute_loss(
         self, batch: Batch, *, noise: Tensor | None = None, time: Tensor | None = None
@@ -167,7 +161,7 @@ class Pi0(Framework):
         # Padded dimensions are noised and denoised as in openpi, but their error does not count.
         mask = functional.pad(self.real_actions(batch), (0, self.action_width - self.spec.action_dim))
         condition = self.condition(batch.observation)
-        per_sample = self.head.loss(self.denoise, condition, actions, mask, noise=noise, time=time)
+        per_sample = self.head.loss(self.network, condition, actions, mask, noise=noise, time=time)
         return reduce(per_sample, batch.action_mask), {}
 
     def sample_actions(
@@ -179,15 +173,21 @@ class Pi0(Framework):
         guidance: float | None = None,
     ) -> Float[Tensor, "b k a"]:
         condition = self.condition(observation)
+        condition = replace(condition, place=self.locate(condition), locate=self.locate)
         shape = (observation.batch_size, self.horizon, self.action_width)
         actions = self.head.sample(
-            self.denoise, condition, shape, noise=noise, num_steps=num_steps, guidance=guidance
+            self.network, condition, shape, noise=noise, num_steps=num_steps, guidance=guidance
         )
         return self.physical_actions(actions[..., : self.spec.action_dim], observation)
 
+    @property
+    def network(self) -> Any:
+        """What the head is given."""
+        return self.denoise
+
     def condition(self, observation: Observation) -> Condition:
         """Run the prefix once; `denoise` then reads its cache at every step."""
-        observation = self.prepare(observation)
+        observation = self.resized(self.prepare(self.completed(observation)))
         assert self.vlm is not None
         state = self.pad(self.normalized_state(observation), self.state_width)
         prefix = self.vlm(observation, layers=self.prefix_layers)
@@ -196,34 +196,56 @@ class Pi0(Framework):
             prefix = replace(prefix, keys=keys, values=values)
         return Condition(prefix, state)
 
+    def locate(self, condition: Condition) -> Place:
+        """Where the action tokens stand: behind the prefix and the state, whatever the noise and the time."""
+        before = condition.prefix
+        if self.state_proj is not None:
+            before = self.expert.extend(before, self.state_proj(condition.state))
+        return self.expert.place(before, self.horizon)
+
     def denoise(
         self, x_t: Float[Tensor, "b k a"], time: Float[Tensor, " b"], condition: Condition
     ) -> Float[Tensor, "b k o"]:
-        prefix = condition.prefix
-        x, blocks = self.embed_suffix(x_t, time, condition.state)
-        positions = prefix.next_position[:, None] + torch.arange(x.shape[1], device=x.device)
-        angles = rotary_angles(positions, self.geometry.head_dim, self.geometry.rope_theta)
-        key_blocks = torch.cat((torch.full_like(prefix.mask, PREFIX, dtype=torch.long), blocks), dim=1)
-        key_mask = torch.cat((prefix.mask, torch.ones_like(blocks, dtype=torch.bool)), dim=1)
-        mask = block_mask(blocks, key_blocks, key_mask)
-        for block, keys, values in zip(self.expert, prefix.keys, prefix.values, strict=True):
-            x = block(x, angles, keys, values, mask)
-        return self.action_out_proj(self.expert_norm(x)[:, self.num_state_tokens :])
+        place = self.locate(condition) if condition.place is None else condition.place
+        return self.action_out_proj(self.expert(self.embed_actions(x_t, time), place))
 
-    def embed_suffix(
-        self, x_t: Float[Tensor, "b k a"], time: Float[Tensor, " b"], state: Float[Tensor, "b t s"]
-    ) -> tuple[Float[Tensor, "b q d"], Int[Tensor, "b q"]]:
-        """State and action tokens, and the attention block of each."""
-        if self.head.generative:
-            embedded = repeat(time_embedding(time, self.width).to(state), "b d -> b k d", k=self.horizon)
-            actions = self.action_in_proj(x_t.to(state))
-            actions = self.action_time_mlp(torch.cat((actions, embedded), dim=-1))
-        else:
-            actions = self.action_token.expand(len(state), self.horizon, self.width)
-        tokens = [self.state_proj(state), actions] if self.num_state_tokens else [actions]
-        order = [STATE] * self.num_state_tokens + [ACTIONS] * self.horizon
-        blocks = torch.tensor(order, device=state.device).expand(len(state), -1)
-        return torch.cat(tokens, dim=1), blocks
+    def embed_actions(self, x_t: Float[Tensor, "b k a"], time: Float[Tensor, " b"]) -> Float[Tensor, "b k d"]:
+        """The paper's W3 swish(W2 [W1 a, phi(t)]), appendix B."""
+        if not self.head.generative:
+            return self.action_token.expand(len(x_t), self.horizon, self.width)
+        weight = self.action_in_proj.weight
+        actions = self.action_mlp_in(self.action_in_proj(x_t.to(weight.dtype)))
+        time = self.time_mlp_in(time_embedding(time, self.width).to(weight.dtype))
+        return self.action_time_mlp_out(functional.silu(actions + time[:, None]))
+
+    def completed(self, observation: Observation) -> Observation:
+        """With black pictures, which nobody looks at, for the cameras that are missing (but not for all)."""
+        if not any(name in observation.images for name in self.spec.camera_names):
+            return observation
+        state, steps = observation.state, self.obs_steps
+        images, present = dict(observation.images), dict(observation.image_mask)
+        for camera in self.spec.cameras:
+            if camera.name not in images:
+                shape = (len(state), steps, 3, camera.height, camera.width)
+                images[camera.name] = torch.zeros(shape, dtype=torch.uint8, device=state.device)
+                present[camera.name] = torch.zeros(len(state), dtype=torch.bool, device=state.device)
+        return replace(observation, images=images, image_mask=present)
+
+    def resized(self, observation: Observation) -> Observation:
+        """Pictures at `picture_size`, padded to keep their aspect ratio."""
+        if self.picture_size is None:
+            return observation
+        height, width = self.picture_size
+        images = {
+            name: resize_with_pad(image / 255.0, height, width) for name, image in observation.images.items()
+        }
+        return replace(observation, images=images)
+
+    def normalized_chunks(self, actions: Float[Tensor, "n k a"]) -> Float[Tensor, "n k a"]:
+        return self.pad(super().normalized_chunks(actions), self.action_width)
+
+    def prompt_writer(self) -> PromptWriter:
+        return CleanedPrompt()
 
     @staticmethod
     def pad(x: Float[Tensor, "b n m"], width: int) -> Float[Tensor, "b n width"]:

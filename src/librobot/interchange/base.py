@@ -127,7 +127,8 @@ def assemble(imported: Imported, place: Path) -> Framework:
 
 
 def configuration(imported: Imported) -> DictConfig:
-    cfg = compose([f"{group}={option}" for group, option in imported.choices.items()])
+    # A logger would want a run's folder.
+    cfg = compose(["logger=none", *(f"{group}={option}" for group, option in imported.choices.items())])
     for key, value in imported.values.items():
         OmegaConf.update(cfg, key, value, force_add=True, merge=False)
     check(cfg)

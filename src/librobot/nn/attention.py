@@ -29,6 +29,26 @@ def with_self(mask: Bool[Tensor, "b l l"]) -> Bool[Tensor, "b l l"]:
     return mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
 
 
+def grouped_attention(
+    queries: Float[Tensor, "b n q e"],
+    keys: Float[Tensor, "b h l e"],
+    values: Float[Tensor, "b h l e"],
+    mask: Bool[Tensor, "#b 1 #q l"] | Float[Tensor, "#b 1 #q l"],
+) -> Float[Tensor, "b n q e"]:
+    """Scaled dot-product attention in which n / h neighbouring query heads share a key-value head.
+
+    The heads that share one become further queries of it, so that keys and values are never repeated. `mask`
+    is True where a query may look, or what is added to the scores.
+    """
+    b, num_heads, num_queries, _ = queries.shape
+    group = num_heads // keys.shape[1]
+    if group > 1:
+        queries = queries.reshape(b, keys.shape[1], group * num_queries, -1)
+        mask = mask if mask.shape[2] == 1 else mask.repeat(1, 1, group, 1)
+    out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    return out.reshape(b, num_heads, num_queries, -1)
+
+
 class Attention(nn.Module):
     """Multi-head attention with rotary positions, over own tokens and, optionally, over cached ones.
 
@@ -54,9 +74,15 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "b l d"], angles: Angles
     ) -> tuple[Float[Tensor, "b h l e"], Float[Tensor, "b h l e"]]:
         """Rotated keys, and values: what a cache holds."""
-        keys = rearrange(self.k_proj(x), "b l (h e) -> b h l e", e=self.head_dim)
-        values = rearrange(self.v_proj(x), "b l (h e) -> b h l e", e=self.head_dim)
-        return apply_rotary(keys, angles), values
+        return apply_rotary(self._heads(self.k_proj(x)), angles), self._heads(self.v_proj(x))
+
+    def queries_keys_values(
+        self, x: Float[Tensor, "b l d"], angles: Angles
+    ) -> tuple[Float[Tensor, "b n l e"], Float[Tensor, "b h l e"], Float[Tensor, "b h l e"]]:
+        """Rotated queries, and what `keys_values` gives; one rotation for both."""
+        turned = apply_rotary(self._heads(torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1)), angles)
+        queries, keys = turned.split((self.num_heads, self.num_kv_heads), dim=1)
+        return queries, keys, self._heads(self.v_proj(x))
 
     def forward(
         self,
@@ -67,12 +93,15 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "b q l"],
     ) -> Float[Tensor, "b q d"]:
         """Attend from `x` to `keys` and `values`: the caller's own `keys_values`, after any cached ones."""
-        queries = apply_rotary(rearrange(self.q_proj(x), "b q (h e) -> b h q e", e=self.head_dim), angles)
-        if self.num_kv_heads != self.num_heads:
-            group = self.num_heads // self.num_kv_heads
-            keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
-        out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None])
-        return self.o_proj(rearrange(out, "b h q e -> b q (h e)"))
+        queries = apply_rotary(self._heads(self.q_proj(x)), angles)
+        return self.output(grouped_attention(queries, keys, values, mask[:, None]))
+
+    def output(self, attended: Float[Tensor, "b n q e"]) -> Float[Tensor, "b q d"]:
+        """The heads' results as one."""
+        return self.o_proj(rearrange(attended, "b n q e -> b q (n e)"))
+
+    def _heads(self, x: Float[Tensor, "b l w"]) -> Float[Tensor, "b n l e"]:
+        return rearrange(x, "b l (n e) -> b n l e", e=self.head_dim)
 
 
 class GatedMLP(nn.Module):

@@ -8,8 +8,9 @@ from torch import Tensor
 from librobot.errors import LibrobotError, nearest
 
 
-def check_picture(name: str, image: Tensor) -> Tensor:
-    """Pictures as uint8 (b, t, 3, h, w); LibrobotError where they are neither that nor floats in [0, 1]."""
+def check_picture(name: str, image: Tensor, *, keep_floats: bool = False) -> Tensor:
+    """Pictures as uint8 (b, t, 3, h, w); LibrobotError where they are neither that nor floats in [0, 1],
+    which `keep_floats` leaves as they are."""
     if image.ndim != 5 or image.shape[2] != 3 or 0 in image.shape:
         raise LibrobotError(
             f"camera {name!r}: pictures must have shape (b, t, 3, h, w) with three channels and at least one "
@@ -25,7 +26,12 @@ def check_picture(name: str, image: Tensor) -> Tensor:
             f"camera {name!r}: float pictures must lie in [0, 1], found {low:.3g} to {high:.3g}; give uint8 "
             f"in [0, 255], or divide"
         )
-    return (image * 255.0).round().to(torch.uint8)
+    return image if keep_floats else as_uint8(image)
+
+
+def as_uint8(image: Tensor) -> Tensor:
+    """Floats in [0, 1] as uint8 in [0, 255]; uint8 as it is."""
+    return image if image.dtype == torch.uint8 else (image * 255.0).round().to(torch.uint8)
 
 
 def check_attention(implementation: str) -> None:

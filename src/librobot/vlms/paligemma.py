@@ -18,6 +18,7 @@ from transformers import (
     SiglipImageProcessor,
 )
 
+from librobot.vlms.checks import as_uint8
 from librobot.vlms.pretrained import PretrainedVLM
 from librobot.vlms.prompts import PromptProcessor, Template
 
@@ -40,6 +41,7 @@ class PaliGemma(PretrainedVLM):
     picture_processor_class = SiglipImageProcessor
     processor_class = PaliGemmaProcessor
     natural_attention = "bidirectional"
+    takes_floats = True
     template = Template(image_token="<image>", picture="<image>", lead="<bos>", tail="\n")
     special_tokens: ClassVar[dict[str, str]] = {
         "pad_token_id": "<pad>",
@@ -56,6 +58,18 @@ class PaliGemma(PretrainedVLM):
     def default_picture_processor(cls, config: PreTrainedConfig) -> SiglipImageProcessor:
         side = config.vision_config.image_size
         return SiglipImageProcessor(size={"height": side, "width": side})
+
+    def picture_inputs(self, pictures: list[Tensor], batch_size: int) -> dict[str, Tensor]:
+        """Pictures of the model's own size are only shifted and scaled, floats without a rounding."""
+        side = self.model.config.vision_config.image_size
+        if any(picture.shape[-2:] != (side, side) for picture in pictures):
+            return super().picture_inputs([as_uint8(picture) for picture in pictures], batch_size)
+        pixels = torch.stack([p / 255.0 if p.dtype == torch.uint8 else p for p in pictures])
+        mean, std = (
+            pixels.new_tensor(values)[:, None, None]
+            for values in (self.picture_processor.image_mean, self.picture_processor.image_std)
+        )
+        return {"pixel_values": (pixels - mean) / std}
 
     def tokens_per_picture(self) -> int:
         vision = self.model.config.vision_config
