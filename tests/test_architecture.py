@@ -38,6 +38,7 @@ ARROWS = {
     "heads": HEADS,
     "frameworks": FRAMEWORKS,
     "policy": POLICY,
+    "two_rates": POLICY,
     "data": DATA,
     "sim": DATA,
     "training": POLICY | DATA,
