@@ -10,6 +10,7 @@ import tiny_models
 from librobot.config.build import build_framework
 from librobot.heads.base import hold_last
 from librobot.interchange.gr00t_weights import weight_map
+from librobot.nn.squeezed_pictures import SizedProcessor, squeezed
 from librobot.types import Batch, Camera, Dim, RobotSpec
 
 pytest.importorskip("lerobot")
@@ -221,3 +222,28 @@ def test_padding_changes_nothing(tmp_path, monkeypatch):
         expected = ours.normalizer.unnormalize("action", clipped(ours, normalized))
         torch.testing.assert_close(found[one], expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(loss, (total / count).detach(), rtol=1e-5, atol=0)
+
+
+def test_pictures_are_squeezed_as_lerobot_does():
+    from lerobot.policies.groot.processor_groot import _transform_n1_7_image_for_vlm_torch
+
+    image = torch.randint(0, 256, (2, 1, 3, 120, 161), dtype=torch.uint8)
+    found = squeezed(image, (256, 256), 230 / 256)
+    for row in range(2):
+        expected = _transform_n1_7_image_for_vlm_torch(
+            image[row, 0],
+            image_crop_size=[230, 230],
+            image_target_size=[256, 256],
+            shortest_image_edge=None,
+            crop_fraction=None,
+        )
+        assert torch.equal(found[row, 0], expected)
+
+
+def test_the_backbone_sees_the_squeezed_pictures():
+    ours = build_ours(picture_size=[64, 96], picture_crop=0.9).eval()
+    ours.vlm.processor.min_pixels, ours.vlm.processor.max_pixels = 1024, 65536
+    observation = ours.prepare(tiny_models.batch().observation)
+    sized = SizedProcessor(ours.vlm.processor, (64, 96))(["reach"], observation.images)
+    assert (sized["camera"] > 0).sum() == 2 * 2 * 3  # two pictures of 2 x 3 tokens of 32 pixels
+    assert isinstance(ours.processor.processor, SizedProcessor)

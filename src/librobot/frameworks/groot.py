@@ -29,10 +29,11 @@ from librobot.losses import reduce
 from librobot.nn.cross_attention import KeysValues
 from librobot.nn.embodiments import EmbodimentActionEncoder, EmbodimentMLP, Slots
 from librobot.nn.pooling import situation
+from librobot.nn.squeezed_pictures import SizedProcessor, squeezed
 from librobot.nn.vision_language_dit import FusionTransformer, Sights, VisionLanguageDiT
 from librobot.normalize import NormalizationMode
 from librobot.types import Batch, Observation, RobotSpec
-from librobot.vlms.base import VLM, PromptWriter
+from librobot.vlms.base import VLM, ObservationProcessor, PromptWriter
 
 DroppedState = Literal["learned", "zeros"]
 CrossAttentionPattern = Literal["all", "text_and_pictures"]
@@ -78,10 +79,14 @@ class Groot(Framework):
     robot's own). `slots` gives each robot of `embodiments` its set of weights among `num_embodiments`; null
     is their order. Normalised numbers of bounded modes are clipped to [-1, 1] with `clip_normalized`.
 
+    With `picture_size` pictures are squeezed to it, the middle `picture_crop` of each side is cut out and
+    brought to that size again (N1.7: 256 and 230 / 256); null leaves them to the backbone.
+
     `see_padding` lets the fusion transformer, and a cross-attention of pattern `all`, read padding as well,
     as published: a sample then depends on the others of its batch.
     """
 
+    slot_table: Tensor
     denoiser_parts: ClassVar[tuple[str, ...]] = (
         "dit", "action_encoder", "action_positions", "action_decoder", "future_tokens",
     )  # fmt: skip
@@ -103,6 +108,8 @@ class Groot(Framework):
         max_action_dim: int | None = 132,
         num_embodiments: int = 32,
         slots: Sequence[int] | None = None,
+        picture_size: Sequence[int] | None = None,
+        picture_crop: float = 1.0,
         clip_normalized: bool = True,
         formalize_language: bool = True,
         width: int = 1536,
@@ -131,6 +138,8 @@ class Groot(Framework):
         ):
             if value is not None and value < needed:
                 raise ValueError(f"{name} must be at least {needed} for robot {spec.name!r}, found {value}")
+        if not 0.0 < picture_crop <= 1.0:
+            raise ValueError(f"picture_crop must be above 0 and at most 1, found {picture_crop}")
         for name, choice, options in (
             ("cross_attention", cross_attention, get_args(CrossAttentionPattern)),
             ("dropped_state", dropped_state, get_args(DroppedState)),
@@ -156,6 +165,8 @@ class Groot(Framework):
         self.register_buffer("slot_table", torch.tensor(self.slot_of_robot), persistent=False)
         self.bounded = {key for key, mode in normalization.items() if clip_normalized and mode in BOUNDED}
         self.formalize_language = formalize_language
+        self.picture_size = None if picture_size is None else (int(picture_size[0]), int(picture_size[1]))
+        self.picture_crop = picture_crop
         self.cross_attention, self.see_padding = cross_attention, see_padding
         self.num_time_buckets = num_time_buckets
         self.state_dropout = state_dropout
@@ -227,6 +238,12 @@ class Groot(Framework):
         """What the denoiser reads: computed once, whatever the number of steps."""
         observation = self.prepare(observation)
         assert self.vlm is not None
+        if self.picture_size is not None:
+            cut = {
+                name: squeezed(image, self.picture_size, self.picture_crop)
+                for name, image in observation.images.items()
+            }
+            observation = replace(observation, images=cut)
         context = self.vlm(observation, layers=(-1,))
         pictures = context.pictures
         if pictures is None:
@@ -277,6 +294,13 @@ class Groot(Framework):
 
     def prompt_writer(self) -> PromptWriter | None:
         return FormalPrompt() if self.formalize_language else None
+
+    @property
+    def processor(self) -> ObservationProcessor | None:
+        made = super().processor
+        if made is None or self.picture_size is None:
+            return made
+        return replace(made, processor=SizedProcessor(made.processor, self.picture_size))
 
     def clipped(self, key: str, x: Float[Tensor, "*b n"]) -> Float[Tensor, "*b n"]:
         return x.clamp(-1.0, 1.0) if key in self.bounded else x

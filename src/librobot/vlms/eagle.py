@@ -23,8 +23,8 @@ class EagleModel(LlavaForConditionalGeneration):
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__(config)
-        vision, text = config.vision_config.hidden_size, config.text_config.hidden_size
-        self.model.multi_modal_projector = nn.Linear(vision, text)
+        vision: Any = config.vision_config
+        self.model.multi_modal_projector = nn.Linear(vision.hidden_size, config.get_text_config().hidden_size)
         self.model.get_image_features = self.features
 
     def features(self, pixel_values: Tensor, **ignored: Any) -> BaseModelOutputWithPooling:
