@@ -73,8 +73,17 @@ def reaction(framework, observation: Observation, noise: torch.Tensor) -> torch.
     tokens, as a small change rarely chooses another token."""
     if framework.head.network == "denoiser":
         return framework.sample_actions(observation, noise=noise)
-    data = tiny_models.batch(observation.batch_size, obs_steps=framework.obs_steps)
-    return tiny_models.fixed_loss(framework, replace(data, observation=observation))
+    data = replace(tiny_models.batch(obs_steps=framework.obs_steps), observation=observation)
+    rows = [
+        replace(
+            data,
+            observation=part_of(observation, slice(row, row + 1)),
+            actions=data.actions[row : row + 1],
+            action_mask=data.action_mask[row : row + 1],
+        )
+        for row in range(observation.batch_size)
+    ]
+    return torch.stack([tiny_models.fixed_loss(framework, row) for row in rows])
 
 
 @pytest.mark.filterwarnings("ignore")
