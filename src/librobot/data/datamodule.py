@@ -79,6 +79,7 @@ class DataModule(lightning.LightningDataModule):
         self._source: Source | None = None
         self._windows: dict[str, int] | None = None
         self._make_processor: Callable[[], Processor | None] = lambda: None
+        self._goals = False
         self._position: dict[str, int] | None = None
         self._train_sampler: EpochSampler | None = None
 
@@ -105,12 +106,14 @@ class DataModule(lightning.LightningDataModule):
         obs_steps: int = 1,
         action_offset: int = 0,
         make_processor: Callable[[], Processor | None] = lambda: None,
+        goals: bool = False,
     ) -> None:
         """What the framework needs: `horizon` actions from `action_offset` steps after the current one on,
         `obs_steps` observations, and its processor, which runs in the data workers and is made when they
-        start (None leaves `Observation.inputs` empty)."""
+        start (None leaves `Observation.inputs` empty). `goals` asks for goal pictures."""
         self._windows = {"horizon": horizon, "obs_steps": obs_steps, "action_offset": action_offset}
         self._make_processor = make_processor
+        self._goals = goals
 
     def action_chunks(self, limit: int = 100_000) -> Float[torch.Tensor, "n k a"]:
         """Chunks of the training episodes in physical units, evenly spread: at most `limit` of them."""
@@ -198,7 +201,7 @@ class DataModule(lightning.LightningDataModule):
                 "datamodule.configure(horizon=..., obs_steps=..., make_processor=...) first"
             )
         windows = Windows(self.source.episode_lengths, episodes.tolist(), **self._windows)
-        dataset = WindowDataset(self.source, windows, processor)
+        dataset = WindowDataset(self.source, windows, processor, self.seed if self._goals else None)
         trainer = self.trainer
         sampler = EpochSampler(
             len(dataset),

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -70,16 +70,40 @@ class Windows:
         first, last = self._begin[samples, None], self._end[samples, None] - 1
         return rows.clip(first, last), (first <= rows) & (rows <= last)
 
+    def progress(self, samples: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b k"]:
+        """The share of its episode that is over at each action, 0 at the first frame and 1 at the last."""
+        first, last = self._begin[samples, None], self._end[samples, None] - 1
+        rows, _ = self.action_rows(samples)
+        return ((rows - first) / np.maximum(last - first, 1)).astype(np.float32)
+
+    def goal_rows(self, samples: Int[np.ndarray, " b"], seed: int) -> Int[np.ndarray, " b"]:
+        """A later frame of each sample's episode, all alike likely (its own frame at the end): always the
+        same one for a seed."""
+        rows, last = self.rows[samples], self._end[samples] - 1
+        mixed = (rows.astype(np.uint64) + np.uint64(seed % 2**32)) * np.uint64(0x9E3779B97F4A7C15)
+        share = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(40)
+        later = rows + 1 + (share.astype(np.float64) / 2**24 * (last - rows)).astype(np.int64)
+        return np.minimum(later, last)
+
 
 class WindowDataset(Dataset[Batch]):
     """Whole batches: `dataset.__getitems__(samples)` gathers a `Batch` at once, so the collate is the
     identity.
 
-    `Batch.extra["rows"]` holds the global frame index of each sample, (b,) int64 numpy.
+    `Batch.extra["rows"]` holds the global frame index of each sample, (b,) int64 numpy, and "progress" the
+    share of its episode that is over at each action, (b, k). With `goal_seed` the observation has goal
+    pictures: a later frame of its episode (Octo's uniform relabelling).
     """
 
-    def __init__(self, source: Source, windows: Windows, processor: Processor | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        windows: Windows,
+        processor: Processor | None = None,
+        goal_seed: int | None = None,
+    ) -> None:
         self.source, self.windows, self.processor = source, windows, processor
+        self.goal_seed = goal_seed
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -104,6 +128,7 @@ class WindowDataset(Dataset[Batch]):
             state=state,
             prompt=prompts,
             inputs=self.processor(prompts, images, state) if self.processor is not None else None,
+            goal_images=self._goals(index),
         )
         acted, mask = self.windows.action_rows(index)
         actions = self.source.actions(acted.reshape(-1))
@@ -111,5 +136,11 @@ class WindowDataset(Dataset[Batch]):
             observation=observation,
             actions=torch.from_numpy(actions).unflatten(0, (num, self.windows.horizon)),
             action_mask=torch.from_numpy(mask),
-            extra={"rows": rows},
+            extra={"rows": rows, "progress": torch.from_numpy(self.windows.progress(index))},
         )
+
+    def _goals(self, index: Int[np.ndarray, " b"]) -> dict[str, Tensor] | None:
+        if self.goal_seed is None:
+            return None
+        frames = self.source.images(self.windows.goal_rows(index, self.goal_seed))
+        return {camera: torch.from_numpy(pictures) for camera, pictures in frames.items()}

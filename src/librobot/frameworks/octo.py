@@ -106,6 +106,7 @@ class Octo(Framework):
         stem_width: int = 512,
         num_groups: int = 32,
         goal_images: bool = True,
+        goal_relabeling: Literal["none", "uniform"] = "none",
         state_tokens: bool = False,
         num_state_bins: int = 256,
         pool: Literal["mean", "attention"] = "mean",
@@ -121,6 +122,7 @@ class Octo(Framework):
             ("backbone", backbone, ("octo", "vlm")),
             ("text_encoder", text_encoder, ("bytes", "t5")),
             ("pool", pool, ("mean", "attention")),
+            ("goal_relabeling", goal_relabeling, ("none", "uniform")),
         ):
             if value not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, found {value!r}")
@@ -146,6 +148,9 @@ class Octo(Framework):
         if not normalize_gripper:
             grippers = [[dim.kind == "gripper" for dim in robot.action] for robot in self.embodiments]
             self.normalizer.leave("action", grippers)
+        if goal_relabeling == "uniform" and not (goal_images and backbone == "octo"):
+            raise ValueError("goal_relabeling=uniform needs goal_images=true and backbone=octo")
+        self.wants_goals = goal_relabeling == "uniform"
         self.keep_goal, self.camera_dropout = keep_goal, camera_dropout
         state_dims = torch.tensor([robot.state_dim for robot in self.embodiments])
         self.register_buffer("state_dims", state_dims, persistent=False)
@@ -258,7 +263,9 @@ class Octo(Framework):
         tokens = self.embed(observation, state, kept)
         read = self.transformer(tokens.task, tokens.task_real, tokens.seen, tokens.seen_real, tokens.readouts)
         embedding = read[:, -1].mean(dim=1) if self.pool is None else self.pool(read[:, -1])
-        return Readout(embedding, self.owned(self.robots.action_dims, self.spec.action_dim, observation), state)
+        return Readout(
+            embedding, self.owned(self.robots.action_dims, self.spec.action_dim, observation), state
+        )
 
     def embed(self, observation: Observation, state: Float[Tensor, "b t s"], kept: Kept) -> Tokens:
         """The transformer's input."""

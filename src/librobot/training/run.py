@@ -35,6 +35,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         obs_steps=framework.obs_steps,
         action_offset=framework.action_offset,
         make_processor=lambda: framework.processor,
+        goals=framework.wants_goals,
     )
     if cfg.ckpt:
         check_checkpoint(Path(cfg.ckpt), framework)
