@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
 from torch.utils.data import DataLoader
 
 from librobot.data.sampler import EpochSampler, ResumableLoader, whole_batch
-from librobot.data.sources.base import CacheMode, Source, SourceFactory
+from librobot.data.sources.base import CacheMode, OnError, Source, SourceFactory
 from librobot.data.windows import Processor, WindowDataset, Windows
 from librobot.errors import LibrobotError
 from librobot.types import Batch, RobotSpec
@@ -30,10 +30,10 @@ class DataModule(lightning.LightningDataModule):
     """Windows of a dataset in seeded order; the same batches on resume, in the middle of an epoch too.
 
     source: a built `Source`, or a `SourceFactory` (a `_partial_` node), which is called with `cameras`,
-    `image_size` and `cache` when the source is first needed. batch_size: per device. val_fraction: the share
-    of episodes, drawn from `seed`, kept for validation. augmentation: applied on the device, in training
-    only. drop_last: leave an incomplete training batch out. prefetch_factor: batches that each worker
-    prepares.
+    `image_size` and `cache` when the source is first needed. on_error: "skip" leaves episodes that cannot be
+    read out, counts and reports them. batch_size: per device. val_fraction: the share of episodes, drawn from
+    `seed`, kept for validation. augmentation: applied on the device, in training only. drop_last: leave an
+    incomplete training batch out. prefetch_factor: batches that each worker prepares.
 
     `configure` must be called before the loaders are asked for.
     """
@@ -45,6 +45,7 @@ class DataModule(lightning.LightningDataModule):
         cameras: Sequence[str] | None = None,
         image_size: Sequence[int] | None = None,
         cache: CacheMode = "none",
+        on_error: OnError = "raise",
         batch_size: int = 32,
         num_workers: int = 0,
         prefetch_factor: int = 2,
@@ -63,12 +64,15 @@ class DataModule(lightning.LightningDataModule):
             raise ValueError(f"val_fraction must lie in [0, 1), found {val_fraction}")
         self._make_source: Callable[[], Source]
         if isinstance(source, Source):
-            if cameras is not None or image_size is not None or cache != "none":
-                raise ValueError("cameras, image_size and cache have no effect on a source already built")
+            if cameras is not None or image_size is not None or cache != "none" or on_error != "raise":
+                raise ValueError(
+                    "cameras, image_size, cache and on_error have no effect on a source already built"
+                )
             self._make_source = lambda: source
         else:
             size = (int(image_size[0]), int(image_size[1])) if image_size is not None else None
-            self._make_source = lambda: source(cameras=cameras, image_size=size, cache=cache)
+            more = {} if on_error == "raise" else {"on_error": on_error}
+            self._make_source = lambda: source(cameras=cameras, image_size=size, cache=cache, **more)
         self.batch_size, self.num_workers, self.prefetch_factor = batch_size, num_workers, prefetch_factor
         self.val_fraction, self.augmentation = val_fraction, augmentation
         self.seed, self.drop_last = seed, drop_last

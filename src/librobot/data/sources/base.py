@@ -11,6 +11,8 @@ from jaxtyping import Float, Int, UInt8
 from librobot.types import RobotSpec
 
 CacheMode = Literal["none", "memmap"]
+OnError = Literal["raise", "skip"]
+"""What becomes of an episode that cannot be read."""
 
 
 @runtime_checkable
@@ -47,7 +49,7 @@ class SourceFactory(Protocol):
 
     cameras: a subset by name, or None for all. image_size: (h, w) to resize to with the aspect kept, or None
     for the stored size. cache: "memmap" decodes every frame once into a file of raw pixels; "none" decodes at
-    each use.
+    each use. A factory that can leave episodes out also takes on_error, which is only given as "skip".
     """
 
     def __call__(

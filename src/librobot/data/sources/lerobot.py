@@ -12,7 +12,7 @@ import numpy as np
 from librobot.data import format as v3
 from librobot.data.frame_cache import fingerprint
 from librobot.data.metadata import read_metadata
-from librobot.data.sources.base import CacheMode
+from librobot.data.sources.base import CacheMode, OnError
 from librobot.data.sources.stored import Column, Episodes, StoredSource, check_options
 from librobot.data.tables import ImageColumn, read_columns
 from librobot.data.video_column import VideoColumn
@@ -23,8 +23,8 @@ from librobot.types import Camera, Dim, RobotSpec
 class LeRobotSource(StoredSource):
     """A LeRobotDataset folder: v3.0, or v2.x with files for every episode.
 
-    cameras, image_size, cache, cache_dir: see `StoredSource`. state_key, action_key: the features to use; a
-    dataset without `state_key` has a state of no dimensions. prompt_key: "task" for the dataset's
+    cameras, image_size, cache, cache_dir, on_error: see `StoredSource`. state_key, action_key: the
+    features to use; a dataset without `state_key` has a state of no dimensions. prompt_key: "task" for the dataset's
     instructions, or a text column of the data files.
 
     Where the dataset carries meta/librobot.json the robot's spec is read from it; else it is made of the
@@ -42,6 +42,7 @@ class LeRobotSource(StoredSource):
         state_key: str = v3.STATE,
         action_key: str = v3.ACTION,
         prompt_key: str = v3.TASK,
+        on_error: OnError = "raise",
     ) -> None:
         check_options(image_size, cache)
         self.root = Path(root).expanduser().absolute()
@@ -59,7 +60,7 @@ class LeRobotSource(StoredSource):
             prompt_of_row=prompt_of_row,
             columns={name: self._column(key) for name, key in self._camera_keys.items()},
             files=(),
-            place=self._data_file,
+            places=self._places_of_episodes(),
             provenance=self._description(),
             names=(state_key, action_key),
         )
@@ -69,10 +70,15 @@ class LeRobotSource(StoredSource):
             cache=cache,
             cache_dir=cache_dir,
             fingerprint=fingerprint(self.metadata, (image_size[0], image_size[1]) if image_size else None),
+            on_error=on_error,
         )
 
-    def _data_file(self, episode: int) -> str:
-        return str(next(path for path, episodes in self.metadata.data_files() if episode in episodes))
+    def _places_of_episodes(self) -> list[str]:
+        places = [""] * len(self.metadata.lengths)
+        for path, episodes in self.metadata.data_files():
+            for episode in episodes:
+                places[episode] = str(path)
+        return places
 
     def _choose_cameras(self, cameras: Sequence[str] | None) -> dict[str, str]:
         """Camera name -> feature, in the dataset's order."""

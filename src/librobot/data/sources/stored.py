@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 
 from librobot.data.frame_cache import FrameCache, file_fingerprint
 from librobot.data.images import resize_with_padding
-from librobot.data.sources.base import CacheMode
+from librobot.data.sources.base import CacheMode, OnError
 from librobot.data.statistics import vector_statistics
 from librobot.errors import LibrobotError, nearest
 from librobot.types import RobotSpec
@@ -32,7 +33,7 @@ class Episodes:
 
     states (n, s) and actions (n, a) are float32; prompt_of_row (n,) indexes `prompts`; columns: one for each
     camera of `spec`, which gives the stored sizes. files: what the pixels depend on, by whose sizes and times
-    a frame cache knows that it is still theirs. For errors: place(episode) names where an episode lies,
+    a frame cache knows that it is still theirs. For errors: `places` says where each episode lies,
     `names` what the files call state and action.
     """
 
@@ -45,7 +46,7 @@ class Episodes:
     prompt_of_row: Int[np.ndarray, " n"]
     columns: Mapping[str, Column]
     files: Sequence[Path]
-    place: Callable[[int], str]
+    places: Sequence[str]
     provenance: Mapping[str, Any]
     names: tuple[str, str] = ("state", "action")
 
@@ -54,7 +55,8 @@ class StoredSource:
     """A `Source` over `Episodes`. cameras, image_size, cache: see `SourceFactory`; cache_dir: where
     cache="memmap" keeps raw pixels (default $LIBROBOT_CACHE/frames or ~/.cache/librobot/frames).
 
-    Raises LibrobotError for values that are not finite, by file, episode and frame.
+    on_error: whether episodes with values that are not finite raise LibrobotError, by file, episode and
+    frame, or are left out.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class StoredSource:
         cache: CacheMode = "none",
         cache_dir: str | Path | None = None,
         fingerprint: str | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         check_options(image_size, cache)
+        episodes, left_out = finite_episodes(episodes, on_error)
         spec = episodes.spec
         for name in cameras or ():
             if name not in spec.camera_names:
@@ -85,7 +89,7 @@ class StoredSource:
         self.episode_lengths = episodes.lengths.astype(np.int64)
         self._states, self._actions = episodes.states, episodes.actions
         self._prompts, self._prompt_of_row = list(episodes.prompts), episodes.prompt_of_row
-        self._place = episodes.place
+        self._places = list(episodes.places)
         self._columns = {name: episodes.columns[name] for name in spec.camera_names}
         self.provenance: dict[str, Any] = {
             "renderer": None,
@@ -95,13 +99,11 @@ class StoredSource:
             "episodes": len(self.episode_lengths),
             "frames": int(self.episode_lengths.sum()),
         }
-        self._check_finite(episodes.names[0], self._states, [dim.name for dim in spec.state])
-        self._check_finite(episodes.names[1], self._actions, [dim.name for dim in spec.action])
         self._cached: dict[str, FrameCache] = {}
         if cache == "memmap" and spec.cameras:
             folder = Path(cache_dir or default_cache_dir() / "frames").expanduser()
             name = fingerprint or file_fingerprint(episodes.files, [str(self.root), self.image_size])
-            self._cached = self._build_cache(folder / name)
+            self._cached = self._build_cache(folder / (name + "".join(f"-{i}" for i in left_out)))
 
     def states(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n s"]:
         return self._states[rows]
@@ -137,20 +139,7 @@ class StoredSource:
         return out
 
     def _at(self, row: int) -> str:
-        ends = np.cumsum(self.episode_lengths)
-        episode = int(np.searchsorted(ends, row, side="right"))
-        frame = row - int(ends[episode]) + int(self.episode_lengths[episode])
-        return f"{self._place(episode)}: episode {episode}, frame {frame}"
-
-    def _check_finite(self, key: str, values: Float[np.ndarray, "n dim"], names: Sequence[str]) -> None:
-        if np.isfinite(values).all():
-            return
-        bad = np.argwhere(~np.isfinite(values))
-        row, dim = bad[0]
-        raise LibrobotError(
-            f"{self._at(int(row))}: {key} dimension {names[dim]!r} is {values[row, dim]}; every value must "
-            f"be finite ({len(bad)} are not). Remove the episode or record it again"
-        )
+        return place_of(row, self.episode_lengths, self._places)
 
     def _build_cache(self, folder: Path) -> dict[str, FrameCache]:
         total = int(self.episode_lengths.sum())
@@ -162,12 +151,109 @@ class StoredSource:
         return caches
 
 
+def place_of(row: int, lengths: Int[np.ndarray, " e"], places: Sequence[str]) -> str:
+    """Which frame `row` is, for an error."""
+    ends = np.cumsum(lengths)
+    episode = int(np.searchsorted(ends, row, side="right"))
+    return f"{places[episode]}: episode {episode}, frame {row - int(ends[episode] - lengths[episode])}"
+
+
+class ChosenRows:
+    """The column of a dataset of which some episodes are left out."""
+
+    def __init__(self, column: Column, rows: Int[np.ndarray, " n"]) -> None:
+        self.column, self.rows = column, rows
+
+    def read(self, rows: Int[np.ndarray, " n"]) -> list[UInt8[np.ndarray, "h w 3"]]:
+        return self.column.read(self.rows[rows])
+
+
+def finite_episodes(episodes: Episodes, on_error: OnError) -> tuple[Episodes, list[int]]:
+    """The episodes all of whose values are finite, and the numbers of the others.
+
+    Raises LibrobotError where there are others, unless on_error is "skip".
+    """
+    owner = np.repeat(np.arange(len(episodes.lengths)), episodes.lengths)
+    problems: dict[int, str] = {}
+    for name, values, dims in (
+        (episodes.names[0], episodes.states, episodes.spec.state),
+        (episodes.names[1], episodes.actions, episodes.spec.action),
+    ):
+        if np.isfinite(values).all():
+            continue
+        bad = np.argwhere(~np.isfinite(values))
+        for row, dim in bad[np.unique(owner[bad[:, 0]], return_index=True)[1]]:
+            problems.setdefault(
+                int(owner[row]),
+                f"{place_of(int(row), episodes.lengths, episodes.places)}: {name} dimension "
+                f"{dims[dim].name!r} is {values[row, dim]}; every value must be finite ({len(bad)} are not). "
+                "Remove the episode or record it again",
+            )
+    return without(episodes, problems, on_error), sorted(problems)
+
+
+def without(episodes: Episodes, problems: Mapping[int, str], on_error: OnError) -> Episodes:
+    """`episodes` less those that have a problem; see `read_each`."""
+
+    def check(episode: int) -> int:
+        if episode in problems:
+            raise LibrobotError(problems[episode])
+        return episode
+
+    if not problems:
+        return episodes
+    kept = np.array(read_each(range(len(episodes.lengths)), check, on_error))
+    rows = np.flatnonzero(np.isin(np.repeat(np.arange(len(episodes.lengths)), episodes.lengths), kept))
+    return replace(
+        episodes,
+        lengths=episodes.lengths[kept],
+        states=episodes.states[rows],
+        actions=episodes.actions[rows],
+        prompt_of_row=episodes.prompt_of_row[rows],
+        columns={name: ChosenRows(column, rows) for name, column in episodes.columns.items()},
+        places=[episodes.places[episode] for episode in kept],
+    )
+
+
 def check_options(image_size: Sequence[int] | None, cache: CacheMode) -> None:
     """Raise ValueError for what no source takes."""
     if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
         raise ValueError(f"image_size must be [height, width] in pixels or null, found {image_size}")
     if cache not in ("none", "memmap"):
         raise ValueError(f"cache must be none or memmap, found {cache!r}")
+
+
+def read_each[Item, Result](
+    items: Iterable[Item], read: Callable[[Item], Result], on_error: OnError
+) -> list[Result]:
+    """`read` of every item. With on_error="skip" those that raise LibrobotError are left out, counted and
+    reported; that none is left is an error always."""
+    results, problems = [], []
+    for item in items:
+        try:
+            results.append(read(item))
+        except LibrobotError as error:
+            if on_error == "raise":
+                raise
+            problems.append(str(error))
+    if problems and not results:
+        raise LibrobotError(f"none of the {len(problems)} episodes can be read; the first: {problems[0]}")
+    if problems:
+        warnings.warn(
+            f"{len(problems)} of {len(problems) + len(results)} episodes are left out (on_error=skip): "
+            + "; ".join(problems[:5]),
+            stacklevel=3,
+        )
+    return results
+
+
+def join_prompts(
+    each: Sequence[str], lengths: Int[np.ndarray, " e"]
+) -> tuple[list[str], Int[np.ndarray, " n"]]:
+    """The different instructions of episodes that have one each, and which of them each row has."""
+    prompts = list(dict.fromkeys(each))
+    number = {prompt: i for i, prompt in enumerate(prompts)}
+    return prompts, np.repeat(np.array([number[prompt] for prompt in each], np.int64), lengths)
 
 
 def default_cache_dir() -> Path:
