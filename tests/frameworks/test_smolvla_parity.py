@@ -55,10 +55,9 @@ def reference(monkeypatch):
         for name in ("image_token_id", "pad_token_id"):
             setattr(config, name, getattr(ours.vlm.model.config, name))
         tokenizer = SimpleNamespace(fake_image_token_id=1, global_image_token_id=2)
-        monkeypatch.setattr(module.AutoConfig, "from_pretrained", lambda *_: config)
-        monkeypatch.setattr(
-            module.AutoProcessor, "from_pretrained", lambda *_: SimpleNamespace(tokenizer=tokenizer)
-        )
+        for name, value in (("AutoConfig", config), ("AutoProcessor", SimpleNamespace(tokenizer=tokenizer))):
+            made = SimpleNamespace(from_pretrained=lambda *_, value=value: value)
+            monkeypatch.setattr(module, name, made)
         side = config.vision_config.image_size
         options = {
             "chunk_size": HORIZON,

@@ -94,6 +94,8 @@ class LeRobotFolder:
         mode = str(self.config["normalization_mapping"].get("VISUAL", "IDENTITY"))
         rows: dict[str, list[list[float]]] = {"mean": [], "std": []}
         for key in self.camera_keys:
+            mean: np.ndarray
+            std: np.ndarray
             own = {name: value.reshape(-1) for name, value in self.statistics.get(key, {}).items()}
             if mode == "IDENTITY":
                 mean, std = np.zeros(3), np.ones(3)
@@ -103,8 +105,8 @@ class LeRobotFolder:
                 mean, std = (own["max"] + own["min"]) / 2, (own["max"] - own["min"]) / 2
             else:
                 raise LibrobotError(
-                    f"{self.path / 'config.json'}: normalization_mapping of VISUAL must be IDENTITY, MEAN_STD or "
-                    f"MIN_MAX, found {mode}"
+                    f"{self.path / 'config.json'}: normalization_mapping of VISUAL must be IDENTITY, "
+                    f"MEAN_STD or MIN_MAX, found {mode}"
                 )
             rows["mean"].append(mean.tolist())
             rows["std"].append(std.tolist())
