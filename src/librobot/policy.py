@@ -23,7 +23,8 @@ class Policy:
     An observation is `{"images": {camera: uint8 (h, w, 3)}, "state": (s,), "prompt": text}`, in the sizes
     and physical units of `spec`; with `obs_steps` > 1 images are (t, h, w, 3) and the state is (t, s),
     oldest first. Cameras that the policy does not use are ignored; None for one that it does use hides it. A
-    policy for several robots wants the robot's name under "robot". An integer under "seed" fixes the noise
+    policy for several robots wants the robot's name under "robot"; one that reads goals takes their pictures
+    under "goal_images" ({camera: uint8 (h, w, 3)}), with an instruction or in its place. An integer under "seed" fixes the noise
     of a stochastic policy for that observation, whatever else is in the batch. `num_steps` and `guidance`
     are those of the action head's sampler; None leaves them as they were trained.
     """
@@ -106,6 +107,7 @@ class Policy:
                 self.obs_steps,
                 needs_prompt=self.framework.processor is not None,
                 masks_cameras=self.framework.masks_cameras,
+                reads_goals=self.framework.reads_goals,
             )
             for observation, number in zip(observations, numbers, strict=True)
         ]
@@ -137,12 +139,20 @@ class Policy:
             image_mask[camera.name] = torch.tensor([picture is not None for picture in pictures])
         width = self.spec.state_dim
         states = [np.pad(o["state"], ((0, 0), (0, width - o["state"].shape[1]))) for o in checked]
+        goals = {}
+        for camera in self.spec.cameras:
+            black = np.zeros((camera.height, camera.width, 3), np.uint8)
+            wanted = [o["goal_images"].get(camera.name) for o in checked]
+            if any(goal is not None for goal in wanted):
+                held = np.stack([black if goal is None else goal for goal in wanted])
+                goals[camera.name] = torch.from_numpy(held).permute(0, 3, 1, 2)
         return Observation(
             images=images,
             image_mask=image_mask,
             state=torch.from_numpy(np.stack(states)),
             prompt=[o["prompt"] for o in checked],
             embodiment=torch.tensor(numbers) if len(self.framework.embodiments) > 1 else None,
+            goal_images=goals or None,
         ).to(self.device)
 
     def _noise(self, observations: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:

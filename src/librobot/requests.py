@@ -33,8 +33,9 @@ def check_observation(
     *,
     needs_prompt: bool,
     masks_cameras: bool,
+    reads_goals: bool = False,
 ) -> dict[str, Any]:
-    """The observation with a time axis everywhere, without the cameras that are hidden.
+    """The observation with a time axis everywhere but in goals, without the cameras that are hidden.
 
     Raises LibrobotError with what is wrong with it.
     """
@@ -44,7 +45,13 @@ def check_observation(
     prompt = observation["prompt"]
     if not isinstance(prompt, str):
         raise LibrobotError(f"the observation's prompt must be text, found {type(prompt).__name__}")
-    if needs_prompt and not prompt.strip():
+    goals = observation.get("goal_images") or {}
+    if goals and not reads_goals:
+        raise LibrobotError("the observation has goal_images, and this policy reads none; leave them out")
+    for name in goals:
+        if name not in [camera.name for camera in robot.cameras]:
+            raise LibrobotError(f"goal_images: {nearest(name, [camera.name for camera in robot.cameras])}")
+    if needs_prompt and not prompt.strip() and not goals:
         raise LibrobotError(
             "the observation's prompt is empty; give the instruction, such as 'reach the red cube'"
         )
@@ -56,6 +63,12 @@ def check_observation(
         "images": {name: image for name, image in images.items() if image is not None},
         "state": check_state(observation["state"], robot, obs_steps),
         "prompt": prompt,
+        "goal_images": {
+            camera.name: goal[0]
+            for camera in robot.cameras
+            if camera.name in goals
+            and (goal := check_image(goals, camera, robot.name, 1, masks_cameras)) is not None
+        },
     }
 
 

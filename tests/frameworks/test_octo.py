@@ -408,6 +408,27 @@ def test_a_narrow_robots_missing_dimensions_are_zeros_for_the_network():
         assert (x_t[data.embodiment == 0] != 0).all()
 
 
+def test_a_policy_is_told_its_goal_by_a_picture_or_in_words():
+    policy = Policy(tiny_models.build("octo"))
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    observation = {
+        "images": {"wrist": np.zeros((24, 32, 3), np.uint8), "front": np.zeros((32, 32, 3), np.uint8)},
+        "state": np.zeros(5, np.float32),
+        "prompt": "",
+        "seed": 3,
+    }
+    with pytest.raises(LibrobotError, match="prompt is empty"):
+        policy.infer(observation)
+    wanted = policy.infer(observation | {"goal_images": {"front": picture}})["actions"]
+    other = policy.infer(observation | {"goal_images": {"front": 255 - picture}})["actions"]
+    assert not np.allclose(wanted, other, atol=1e-4)
+    with pytest.raises(LibrobotError, match=r"goal_images: .*did you mean 'front'"):
+        policy.infer(observation | {"goal_images": {"fornt": picture}})
+    blind = Policy(tiny_models.build("act"))
+    with pytest.raises(LibrobotError, match="reads none"):
+        blind.infer(observation | {"prompt": "open", "goal_images": {"front": picture}})
+
+
 def test_policies_act_without_a_camera():
     policy = Policy(tiny_models.build("octo"))
     observation = {

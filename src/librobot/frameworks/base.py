@@ -45,7 +45,8 @@ class Framework(LightningModule):
     method also predicts the actions before it, 0 for most. `language_options` and `state_options` are
     options with which a framework reads the instruction, or the state, where it does not by default.
 
-    `wants_goals` asks the data for goal pictures: a later frame of each sample's episode.
+    `reads_goals` says whether goal pictures mean something to the framework, `wants_goals` asks the data for
+    them: a later frame of each sample's episode.
 
     `brings` says which kinds of network the framework has for its head, `denoiser_parts` which of its parts
     only the denoiser uses: they train when a head learns from a trained policy (`learn_from`), all others
@@ -63,6 +64,7 @@ class Framework(LightningModule):
     language_options: ClassVar[Mapping[str, Any]] = {}
     state_options: ClassVar[Mapping[str, Any]] = {}
     action_offset: int = 0
+    reads_goals: bool = False
     wants_goals: bool = False
 
     def __init__(

@@ -148,7 +148,8 @@ class Octo(Framework):
         if not normalize_gripper:
             grippers = [[dim.kind == "gripper" for dim in robot.action] for robot in self.embodiments]
             self.normalizer.leave("action", grippers)
-        if goal_relabeling == "uniform" and not (goal_images and backbone == "octo"):
+        self.reads_goals = goal_images and backbone == "octo"
+        if goal_relabeling == "uniform" and not self.reads_goals:
             raise ValueError("goal_relabeling=uniform needs goal_images=true and backbone=octo")
         self.wants_goals = goal_relabeling == "uniform"
         self.keep_goal, self.camera_dropout = keep_goal, camera_dropout
