@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from librobot.interchange.weights import Rule, WeightMap
@@ -16,6 +18,14 @@ BLOCK = {  # of both transformers
 }
 QWEN = (("backbone.model.*", "vlm.model.*"),)
 """N1.7's backbone has transformers' own names in both layouts."""
+
+EAGLE = (
+    ("backbone.eagle_model.vision_model.*", "vlm.model.model.vision_tower.*"),
+    ("backbone.eagle_model.mlp1.0.*", "vlm.model.model.multi_modal_projector.*"),
+    ("backbone.eagle_model.language_model.model.*", "vlm.model.model.language_model.*"),
+    ("backbone.eagle_model.language_model.lm_head.*", "vlm.model.lm_head.*"),
+)
+"""N1.5's backbone is NVIDIA's own class there, a LLaVA here."""
 
 PER_EMBODIMENT = {
     "state_encoder.layer1": "state_encoder.enter",
@@ -58,6 +68,13 @@ def weight_map(*, prefix: str = "", backbone: tuple[tuple[str, str], ...] = QWEN
         Rule(f"{prefix}action_head.mask_token", "dropped_state", _flat, lambda x: x[None, None]),
     ]
     return WeightMap([*(Rule(f"{prefix}{theirs}", ours) for theirs, ours in pairs), *changed])
+
+
+def with_tied(theirs: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """N1.7's tensors with both names of the tied embedding: a file may hold it once, by either."""
+    names = [f"{prefix}backbone.model.{n}.weight" for n in ("model.language_model.embed_tokens", "lm_head")]
+    known = next((theirs[name] for name in names if name in theirs), None)
+    return {**({} if known is None else dict.fromkeys(names, known)), **theirs}
 
 
 def _halves(x: Tensor) -> Tensor:
