@@ -171,7 +171,7 @@ def test_all_robots_of_a_checkpoint(n15, tmp_path):
         found["gr1"] = {"statistics": statistics, "modalities": {"video": video}}
 
     edited(folder / "experiment_cfg" / "metadata.json", add)
-    output, imported = import_checkpoint(folder, tmp_path / "out.ckpt", options)
+    imported = import_checkpoint(folder, tmp_path / "out.ckpt", options)[1]
     assert [robot.name for robot in imported.embodiments] == ["new_embodiment", "gr1"]
     assert [robot.action_dim for robot in imported.embodiments] == [3, 2]
     assert imported.slot_of_robot == [31, 24]

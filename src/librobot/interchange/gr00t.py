@@ -50,7 +50,7 @@ def read_n15(folder: Path, config: Mapping[str, Any], options: ImportOptions) ->
     if options.tokenizer is None:
         raise LibrobotError(
             f"{folder}: the folder of GR00T N1.5 holds no tokenizer; name a folder with Eagle 2.5's by "
-            f"tokenizer=FOLDER (NVIDIA keeps it in gr00t/model/backbone/eagle2_hg_model)"
+            f"--tokenizer FOLDER (NVIDIA keeps it in gr00t/model/backbone/eagle2_hg_model)"
         )
     values = configs.n15_values(config, folder / "config.json")
     robots: list[RobotSpec] = []
@@ -169,7 +169,7 @@ def absolute(tag: str, action: Mapping[str, Any], processor: Mapping[str, Any], 
         if str(how.get("rep", "")).lower().endswith("relative"):
             raise LibrobotError(
                 f"{place}: actions {name!r} of robot {tag!r} are relative to the state, which librobot's "
-                f"groot does not read; choose a robot with absolute ones by embodiment=NAME"
+                f"groot does not read; choose a robot with absolute ones by --embodiment NAME"
             )
 
 
