@@ -24,9 +24,9 @@ class Policy:
     and physical units of `spec`; with `obs_steps` > 1 images are (t, h, w, 3) and the state is (t, s),
     oldest first. Cameras that the policy does not use are ignored; None for one that it does use hides it. A
     policy for several robots wants the robot's name under "robot"; one that reads goals takes their pictures
-    under "goal_images" ({camera: uint8 (h, w, 3)}), with an instruction or in its place. An integer under "seed" fixes the noise
-    of a stochastic policy for that observation, whatever else is in the batch. `num_steps` and `guidance`
-    are those of the action head's sampler; None leaves them as they were trained.
+    under "goal_images" ({camera: uint8 (h, w, 3)}), with an instruction or in its place. An integer under
+    "seed" fixes the noise of a stochastic policy for that observation, whatever else is in the batch.
+    `num_steps` and `guidance` are those of the action head's sampler; None leaves them as they were trained.
     """
 
     num_steps: int | None = None
