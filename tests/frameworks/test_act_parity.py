@@ -7,7 +7,10 @@ import torch
 from parity import check, gradient_differences, relative, same_weights
 
 import tiny_models
+from librobot.config.build import build_framework
+from librobot.config.compose import compose
 from librobot.interchange.lerobot.act import weight_map
+from librobot.types import Camera, Dim, RobotSpec
 
 pytest.importorskip("lerobot")
 
@@ -121,3 +124,15 @@ def test_the_published_reduction_divides_by_padding_too():
     _, metrics = ours.compute_loss(data, latent_noise=torch.randn(4, LATENT))
     error = (predicted - inputs["action"]).abs() * data.action_mask[..., None]
     torch.testing.assert_close(metrics["action_loss"], error.mean().detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("decoder_layers", "published"), [(7, 83.92e6), (1, 51.61e6)])
+def test_parameters_of_the_published_sizes(decoder_layers, published):
+    """The original's log says 83.92M (seven decoder layers, four cameras); lerobot's ACT has 52M (one)."""
+    dims = tuple(Dim(str(i)) for i in range(14))
+    spec = RobotSpec("aloha", tuple(Camera(f"camera{i}", 480, 640) for i in range(4)), dims, dims, 50.0)
+    overrides = ["framework=act", "framework.backbone=resnet18"]
+    with torch.device("meta"):
+        made = build_framework(compose([*overrides, f"framework.num_decoder_layers={decoder_layers}"]), spec)
+    assert sum(p.numel() for p in made.parameters()) == pytest.approx(published, rel=1e-3)
