@@ -17,6 +17,7 @@ CASES = [
     ("eval", ["ckpt=x", "episode=3"], "'episodes'"),
     ("record", [], "output: a value is needed"),
     ("data", ["info", "/nowhere"], "/nowhere"),
+    ("export", ["merge", "/nowhere", "out.ckpt"], "no checkpoint at /nowhere"),
     ("bench", ["stepp"], "'step'"),
 ]
 

@@ -20,7 +20,7 @@ def run_module(name, *arguments, cwd=None):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60)
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "record", "data", "bench", "main", "app"])
+@pytest.mark.parametrize("name", ["train", "eval", "record", "data", "export", "bench", "main", "app"])
 def test_importing_a_command_imports_nothing_heavy(name):
     code = f"import json, sys, librobot.cli.{name}; print(json.dumps(sorted(sys.modules)))"
     loaded = set(json.loads(subprocess.check_output([sys.executable, "-c", code], text=True)))
@@ -58,7 +58,7 @@ def test_help_is_fast_and_useful(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["data", "bench"])
+@pytest.mark.parametrize("name", ["data", "export", "bench"])
 def test_the_other_commands_explain_themselves(name):
     done = run_module(name, "--help")
     assert done.returncode == 0

@@ -1,10 +1,12 @@
 """Consistency distillation's parts, with teachers that know a Gaussian exactly."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
+from librobot.heads.base import further_noise
 from librobot.heads.consistency import Consistency
 from librobot.heads.ddpm import DDPM
 from librobot.heads.edm import EDM
@@ -84,8 +86,8 @@ def test_a_ddpm_teacher_is_bounded_as_in_its_own_sampling():
     assert (path - MEAN - STD * NOISE).abs().mean() < 0.1
 
 
-def student():
-    head = Consistency()
+def student(**options):
+    head = Consistency(**{"distance": "mse"} | options)
     head.attach(horizon=2, action_dim=3)
     head.teach(FlowMatching(), flow_network)
     return head
@@ -96,7 +98,7 @@ def mean_velocity(x, time, context):
     t = time[:, None, None]
     scale = (t.square() + (1 - t).square() * STD**2).sqrt()
     end = MEAN + STD * (x - (1 - t) * MEAN) / scale
-    return (x - end) / t
+    return (x - end) / t.clamp_min(1e-6)
 
 
 def test_the_end_of_a_path_at_its_end_is_the_point_itself():
@@ -106,27 +108,44 @@ def test_the_end_of_a_path_at_its_end_is_the_point_itself():
 
 def test_an_exact_student_has_no_loss_and_draws_in_one_step():
     mask, actions = torch.ones(50, 2, dtype=torch.bool), MEAN + STD * torch.randn(50, 2, 3)
+    head = student(teacher_steps=50)
     for time in (0.1, 0.5, 1.0):
+        times = torch.full((50,), time)
         right, wrong = (
-            student().loss(network, None, actions, mask, noise=NOISE, time=torch.full((50,), time)).mean()
+            head.loss(network, None, actions, mask, noise=NOISE, time=times).mean()
             for network in (mean_velocity, lambda x, t, c: mean_velocity(x, t, c) + 0.2)
         )
-        assert right < 1e-6
-        # An error of 0.2 in the velocity, over an interval of 1/20: the two ends are 0.01 apart.
-        assert wrong.item() == pytest.approx(1e-4, rel=0.1)
+        # An error of 0.2 in the velocity moves the end by 0.2 t, the target's by 0.2 s.
+        expected = 0.2 * min(1.0, 1 / 5 / time)
+        assert right < 1e-4, time
+        assert wrong.item() == pytest.approx(expected**2, rel=0.1)
     drawn = student().sample(mean_velocity, None, (50, 2, 3), noise=NOISE)
     torch.testing.assert_close(drawn, MEAN + STD * NOISE, atol=1e-5, rtol=0)
 
 
-def test_further_steps_add_the_noise_they_are_given():
+@pytest.mark.parametrize("which", ["given", "first", "fresh"])
+def test_further_steps_go_back_with_noise(which):
     """By hand: map, go back to t = 1/2 with the second noise, map again."""
-    second = NOISE.flip(0)
-    first_end = MEAN + STD * NOISE
-    expected_x = 0.5 * second + 0.5 * first_end
+    second = {"given": NOISE.flip(0), "first": NOISE, "fresh": further_noise(NOISE, 1)}[which]
+    expected_x = 0.5 * second + 0.5 * (MEAN + STD * NOISE)
     expected = expected_x - 0.5 * mean_velocity(expected_x, torch.full((50,), 0.5), None)
-    given = torch.stack((NOISE, second))
-    drawn = student().sample(mean_velocity, None, (50, 2, 3), noise=given, num_steps=2)
+    noise = torch.stack((NOISE, second)) if which == "given" else NOISE
+    head = student(fresh_noise=which == "fresh")
+    drawn = head.sample(mean_velocity, None, (50, 2, 3), noise=noise, num_steps=2)
     torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_teacher_crosses_an_interval_in_several_steps():
+    """Two Heun steps over a fifth of the path come nearer to its exact point than one."""
+    t = torch.full((50,), 0.9)
+    x_t = 0.9 * NOISE + 0.1 * MEAN
+    scale = [math.sqrt(time**2 + (1 - time) ** 2 * STD**2) for time in (0.9, 0.7)]
+    exact = 0.3 * MEAN + scale[1] / scale[0] * (x_t - 0.1 * MEAN)
+    errors = [
+        (student(teacher_steps=n)._teacher_path(x_t, t, t - 0.2, None) - exact).abs().mean() for n in (1, 2)
+    ]
+    assert errors[1] < 0.4 * errors[0]
+    assert errors[1] < 1e-3
 
 
 def test_the_pseudo_huber_distance():

@@ -139,17 +139,22 @@ def drawn(head, network, num_steps: int):
 
 @pytest.mark.slow
 def test_one_consistency_step_is_the_teachers_whole_path():
+    """From the same noise the teacher's own answer; further steps draw from its distribution, ever nearer."""
     head = Consistency()
     head.attach(horizon=1, action_dim=1)
     head.teach(FlowMatching(), exact_flow)
-    network = train(head, Network(), mixture, 3000)
+    torch.manual_seed(0)
+    network = train(head, Network(), mixture, 1000)
     reference = drawn(FlowMatching(), exact_flow, 200)
     ours = (drawn(head, network, 1) - reference).abs().mean().item()
     crude = (drawn(FlowMatching(), exact_flow, 1) - reference).abs().mean().item()
-    assert ours < 0.15 < crude
+    assert ours < 0.1 * crude
     share = (drawn(head, network, 1) > 0).float().mean().item()
     assert abs(share - (reference > 0).float().mean().item()) < 0.05
-    assert (drawn(head, network, 4) > 0).float().mean().item() == pytest.approx(0.6, abs=0.06)
+    truth = mixture(len(NOISE))
+    distances = {n: sliced_wasserstein(drawn(head, network, n), truth) for n in (1, 4)}
+    assert distances[4] < distances[1], distances
+    assert distances[4] < 0.6 * sliced_wasserstein(drawn(FlowMatching(), exact_flow, 4), truth)
 
 
 @pytest.mark.slow
