@@ -46,8 +46,9 @@ def test_actions_and_then_the_end_are_written():
 
 
 @pytest.mark.parametrize(
-    ("action", "token"), [(-1.0, 31_999), (-0.999, 31_999), (-0.992, 31_998), (0.0, 31_872), (0.999, 31_745), (1.0, 31_744)]
-)  # fmt: skip
+    ("action", "token"),
+    [(-1.0, 31_999), (-0.999, 31_999), (-0.992, 31_998), (0.0, 31_872), (0.999, 31_745), (1.0, 31_744)],
+)
 def test_digitize_of_256_edges_counted_from_the_end_of_32000(action, token):
     """linspace(-1, 1, 256), digitize gives 1 to 256, id = 32000 - that."""
     tokenizer = tiny_models.build("openvla", horizon=1).head.tokenizer.inner
