@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,3 +120,15 @@ def test_validation_metrics_survive_a_stop(stop, dataset, tmp_path):
     fit(dataset, parts, *options, "trainer.max_steps=5", "ckpt=last")
     assert [row["step"] for row in rows(straight) if row["val/loss"]] == ["1", "3"]
     assert rows(parts) == rows(straight)
+
+
+def test_tensorboard_leaves_tensorflow_alone(tmp_path):
+    """TensorBoard would import it where it is installed: seconds, and memory on the device."""
+    pytest.importorskip("tensorboard")
+    code = (
+        "import sys; from librobot.training.loggers import tensorboard_logger; "
+        f"logger = tensorboard_logger({str(tmp_path)!r}); logger.log_metrics({{'loss': 1.0}}, 0); "
+        "logger.finalize('success'); sys.exit('tensorflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert list(tmp_path.glob("events.*"))

@@ -6,6 +6,7 @@ import csv
 import inspect
 import os
 import secrets
+import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
@@ -144,6 +145,8 @@ def has_account(wandb: ModuleType) -> bool:
 def tensorboard_logger(save_dir: str) -> TensorBoardLogger:
     """Lightning's TensorBoard logger, writing into `save_dir` itself; a resumed run adds a file there."""
     require("tensorboard", "all")
+    # TensorBoard imports all of tensorflow where it finds it (the extra rlds brings it), unless this module is.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     from lightning.pytorch.loggers import TensorBoardLogger
 
     return TensorBoardLogger(save_dir=save_dir, name="", version="", default_hp_metric=False)

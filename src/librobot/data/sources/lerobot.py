@@ -24,8 +24,8 @@ class LeRobotSource(StoredSource):
     """A LeRobotDataset folder: v3.0, or v2.x with files for every episode.
 
     cameras, image_size, cache, cache_dir, on_error: see `StoredSource`. state_key, action_key: the
-    features to use; a dataset without `state_key` has a state of no dimensions. prompt_key: "task" for the dataset's
-    instructions, or a text column of the data files.
+    features to use; a dataset without `state_key` has a state of no dimensions. prompt_key: "task" for the
+    dataset's instructions, or a text column of the data files.
 
     Where the dataset carries meta/librobot.json the robot's spec is read from it; else it is made of the
     features' names, with unknown units, and cameras named as after `observation.images.`.
