@@ -10,7 +10,6 @@ import torch
 pytest.importorskip("lerobot")
 
 import lerobot_pi
-
 import tiny_models
 from librobot.errors import LibrobotError
 from librobot.interchange.base import ImportOptions, import_checkpoint
@@ -45,8 +44,8 @@ def given(kind, ours):
     data = replace(data, action_mask=torch.ones_like(data.action_mask))
     if kind == "pi0":
         return data, [f"{prompt}\n" for prompt in data.observation.prompt]
-    from lerobot.policies.pi05.processor_pi05 import Pi05PrepareStateTokenizerProcessorStep
     from lerobot.lerobot_types import TransitionKey
+    from lerobot.policies.pi05.processor_pi05 import Pi05PrepareStateTokenizerProcessorStep
 
     state = ours.normalized_state(data.observation)[:, -1]
     made = Pi05PrepareStateTokenizerProcessorStep()(

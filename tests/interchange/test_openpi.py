@@ -8,7 +8,6 @@ import torch
 pytest.importorskip("lerobot")
 
 import lerobot_pi
-
 import tiny_models
 from librobot.errors import LibrobotError
 from librobot.interchange.base import ImportOptions, import_checkpoint

@@ -45,6 +45,7 @@ Modulation = Literal["adaln_zero", "adaln"]
 
 class Pi05(Pi0):
     brings: ClassVar[tuple[NetworkKind, ...]] = ("denoiser", "pair")
+    several_robots: ClassVar[bool] = False  # the prompt is written by the statistics of one
     denoiser_parts = ("expert", "action_in_proj", "time_mlp_in", "time_mlp_out", "action_out_proj")
 
     def __init__(
@@ -72,11 +73,6 @@ class Pi05(Pi0):
     ) -> None:
         if modulation not in get_args(Modulation):
             raise ValueError(f"modulation must be one of {get_args(Modulation)}, found {modulation!r}")
-        if embodiments is not None and len(embodiments) > 1 and state_in_prompt:
-            raise ValueError(
-                f"pi05 writes the state into the prompt by the statistics of one robot, found "
-                f"{len(embodiments)} embodiments; take framework=pi0, or framework.state_in_prompt=false"
-            )
         # Before the base's, which makes the expert.
         self.state_in_prompt, self.modulation, self.skip_tokens = state_in_prompt, modulation, skip_tokens
         super().__init__(

@@ -9,15 +9,21 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 
+class FullCache(Exception):
+    """The last layer's keys and values are there, and nothing else is wanted: ends a model's forward pass."""
+
+
 class PrefixCache(Cache):
     """Collects the keys and values (after the rotary embedding) of one pass over a prefix.
 
     A layer that runs again, as under activation checkpointing, replaces nothing: the tensors of the first
-    run are the ones that later tokens attend to, and their gradients flow through it.
+    run are the ones that later tokens attend to, and their gradients flow through it. With `stop` the pass
+    ends with `FullCache` as soon as the last layer has given its own.
     """
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, *, stop: bool = False) -> None:
         super().__init__(layers=[DynamicLayer() for _ in range(num_layers)])
+        self.stop = stop
         self.keys: list[Tensor | None] = [None] * num_layers
         self.values: list[Tensor | None] = [None] * num_layers
 
@@ -26,6 +32,8 @@ class PrefixCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         if self.keys[layer_idx] is None:
             self.keys[layer_idx], self.values[layer_idx] = key_states, value_states
+        if self.stop and layer_idx == len(self.keys) - 1:
+            raise FullCache
         return key_states, value_states
 
     def taken(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

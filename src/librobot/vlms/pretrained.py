@@ -21,7 +21,7 @@ from librobot.vlms.assembly import AssembledVLM
 from librobot.vlms.base import Context, Geometry, Vocabulary, extension
 from librobot.vlms.blocks import keep_first, recompute
 from librobot.vlms.checks import check_attention, check_picture
-from librobot.vlms.prefix import ExtendedCache, PrefixCache
+from librobot.vlms.prefix import ExtendedCache, FullCache, PrefixCache
 from librobot.vlms.prompts import PromptProcessor, Template, without_absent
 
 AttentionImplementation = Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
@@ -45,6 +45,8 @@ class PretrainedVLM(AssembledVLM):
     processor_class: ClassVar[type[PromptProcessor]] = PromptProcessor
     takes_floats: ClassVar[bool] = False
     """Whether `picture_inputs` takes floats in [0, 1] beside uint8."""
+    can_stop: ClassVar[bool] = False
+    """Whether a pass may end where the last layer has given its keys and values, if only those are wanted."""
 
     def __init__(
         self,
@@ -81,6 +83,8 @@ class PretrainedVLM(AssembledVLM):
             self.norm.register_forward_pre_hook(self._keep_norm_input)
         self.processor = self.make_processor(max_prompt_tokens)
         self._freeze(freeze, train_last_layers)
+        # What runs again or was compiled goes to its end.
+        self.stops_early = self.can_stop and not (gradient_checkpointing or compile)
         if gradient_checkpointing:
             recompute(self.blocks)
             recompute(self.vision_blocks)
@@ -133,6 +137,10 @@ class PretrainedVLM(AssembledVLM):
         made = self.picture_processor(images=pictures, return_tensors="pt")
         return {name: value.to(pictures[0].device) for name, value in made.items()}
 
+    def prefix_mask(self, mask: Bool[Tensor, "b l"]) -> Tensor:
+        """Which tokens are real, as the model takes it."""
+        return mask
+
     def text_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's arguments beside token ids, masks, positions and pictures."""
         return {}
@@ -156,18 +164,25 @@ class PretrainedVLM(AssembledVLM):
     def forward(self, observation: Observation, *, layers: Sequence[int] = (-1,)) -> Context:
         inputs, mask = self._inputs(observation)
         wanted, count = self.wanted(layers), len(self.blocks) + 1
-        cache = PrefixCache(len(self.blocks))
-        out = self.model.model(
-            input_ids=inputs["input_ids"],
-            attention_mask=mask,
-            position_ids=self.model_positions(inputs["position_ids"]),
-            past_key_values=cache,
-            use_cache=True,
-            output_hidden_states=any(layer != count - 1 for layer in wanted),
-            **self.text_inputs(inputs),
-            **self._pictures(observation),
-        )
-        last = out.last_hidden_state if self.final_norm else self._taken_before_norm()
+        cache = PrefixCache(len(self.blocks), stop=self.stops_early and not wanted)
+        entering: list[Tensor] = []
+        watch = self.blocks[-1].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
+        try:
+            out = self.model.model(
+                input_ids=inputs["input_ids"],
+                attention_mask=self.prefix_mask(mask),
+                position_ids=self.model_positions(inputs["position_ids"]),
+                past_key_values=cache,
+                use_cache=True,
+                output_hidden_states=any(layer != count - 1 for layer in wanted),
+                **self.text_inputs(inputs),
+                **self._pictures(observation),
+            )
+            last = out.last_hidden_state if self.final_norm else self._taken_before_norm()
+        except FullCache:
+            out, last = None, entering[0]
+        finally:
+            watch.remove()
         hidden = tuple(last if layer == count - 1 else out.hidden_states[layer] for layer in wanted)
         keys, values = cache.taken()
         return Context(
