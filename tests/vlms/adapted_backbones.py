@@ -12,9 +12,12 @@ from librobot.vlms.adapters import lora
 TARGETS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-def backbone(*, seed: int = 0, **changes):
+FAMILIES = [name for name in tiny_models.options("vlm") if name.endswith("_tiny")]
+
+
+def backbone(name: str = "qwen2vl_tiny", *, seed: int = 0, **changes):
     torch.manual_seed(seed)
-    return build(tiny_models.node("vlm", "qwen2vl_tiny", **changes), "vlm").eval()
+    return build(tiny_models.node("vlm", name, **changes), "vlm").eval()
 
 
 def read(vlm, layers=(-1,)):
@@ -41,8 +44,8 @@ def train_a_little(vlm, seed: int = 1):
     return vlm
 
 
-def adapted(**options):
-    vlm = backbone()
+def adapted(name: str = "qwen2vl_tiny", **options):
+    vlm = backbone(name)
     lora(vlm=vlm, **options)
     return train_a_little(vlm.eval())
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from adapted_backbones import (
+    FAMILIES,
     TARGETS,
     adapted,
     backbone,
@@ -65,6 +66,24 @@ def test_gradients_reach_the_adapters_and_nothing_else():
     assert {name for name, parameter in vlm.named_parameters() if parameter.grad is not None} == trainable(
         vlm
     )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_trains_its_adapters_alone_and_merges_once(name):
+    vlm = adapted(name)
+    assert len(trainable(vlm)) == 2 * len(layers_with_adapters(vlm)) > 0
+    assert all(".lora_A." in parameter or ".lora_B." in parameter for parameter in trainable(vlm))
+    context = read(vlm)
+    loss = sum(x.square().mean() for x in (context.hidden, *context.keys, *context.values))
+    loss.backward()
+    assert {n for n, parameter in vlm.named_parameters() if parameter.grad is not None} == trainable(vlm)
+    before, plain = outputs(vlm), outputs(backbone(name))
+    assert not torch.allclose(before, plain, atol=1e-2), "the adapter has no effect"
+    merge_adapter(vlm)
+    torch.testing.assert_close(outputs(vlm), before, atol=1e-5, rtol=0)
+    assert not layers_with_adapters(vlm)
+    with pytest.raises(LibrobotError, match="already merged"):
+        merge_adapter(vlm)
 
 
 def test_other_parts_get_adapters_when_asked():

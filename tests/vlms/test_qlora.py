@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adapted_backbones import TARGETS, backbone, outputs, read, train_a_little, trainable
+from adapted_backbones import FAMILIES, TARGETS, backbone, outputs, read, train_a_little, trainable
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -24,23 +24,23 @@ def test_four_bits_hold_the_language_model_alone():
     assert len(quantized) == 2 * len(TARGETS)
 
 
-@pytest.mark.parametrize("double_quant", [False, True])
-def test_qlora_computes_with_the_rounded_weights(double_quant):
+@pytest.mark.parametrize(("name", "double_quant"), [("qwen2vl_tiny", False), *((f, True) for f in FAMILIES)])
+def test_qlora_computes_with_the_rounded_weights(name, double_quant):
     """The same to 1e-5 as a model with the dequantised weights. Against full precision the bound is that of
     the format: a block of 64 Gaussian weights keeps all but about 9% of its norm in NF4, and here two layers
-    add up, each with two roundings between input and residual stream."""
-    full, vlm, rounded = backbone(), backbone(), backbone()
+    add up, each with two roundings between input and residual stream; more where each branch is normalised
+    before it is added (PaliGemma 2), less where large embeddings pass by (Florence-2)."""
+    full, vlm, rounded = backbone(name), backbone(name), backbone(name)
     qlora(vlm=vlm, double_quant=double_quant)
     with torch.no_grad():
-        for name, module in vlm.model.named_modules():
+        for layer, module in vlm.model.named_modules():
             if is_quantized(module):
-                rounded.model.get_submodule(name.removesuffix(".base_layer")).weight.copy_(
-                    full_weight(module)
-                )
+                own = rounded.model.get_submodule(layer.removesuffix(".base_layer"))
+                own.weight.copy_(full_weight(module))
     vlm.eval()
     torch.testing.assert_close(outputs(vlm), outputs(rounded), atol=1e-5, rtol=1e-5)
     error = (outputs(vlm) - outputs(full)).norm() / outputs(full).norm()
-    assert 0.01 < error < 0.2
+    assert 0.001 < error < (0.3 if name == "paligemma2_tiny" else 0.2)
     assert all(".lora_" in name for name in trainable(vlm))
     read(vlm).hidden.square().mean().backward()
     assert {name for name, parameter in vlm.named_parameters() if parameter.grad is not None} == trainable(
