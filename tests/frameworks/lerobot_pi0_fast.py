@@ -35,7 +35,7 @@ def model_config() -> PaliGemmaConfig:
     made = PaliGemmaConfig(
         vision_config={
             "model_type": "siglip_vision_model",
-            "hidden_size": 32,
+            "hidden_size": 144,
             "intermediate_size": 48,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,

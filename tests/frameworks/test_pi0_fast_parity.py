@@ -21,7 +21,7 @@ def pair(tmp_path, monkeypatch):
     plain = tiny_models.config("pi0_fast", start="begin", lowercase=False, skip_tokens=128)
     plain["framework"]["normalization"] = {"state": "mean_std", "action": "mean_std"}
     plain["vlm"] = tiny_models.node("vlm", "paligemma") | {
-        "checkpoint": backbone_folder(tmp_path), "pretrained": True, "num_layers": None
+        "checkpoint": backbone_folder(tmp_path / "backbone"), "pretrained": True, "num_layers": None
     }  # fmt: skip
     plain["head"]["tokenizer"]["vocab_size"] = 256
     ours = build_framework(OmegaConf.create(plain), tiny_models.SPEC)
@@ -122,3 +122,33 @@ def test_sampled_actions_and_the_way_back(pair):
         assert float(loss) < 0.1, "nothing was learned, the comparison would be of noise"
         difference = parity.relative(sampled, expected)
         parity.check("pi0_fast", actions=difference)
+
+
+def test_a_lerobot_folder_becomes_a_policy_that_samples_the_same(pair, tmp_path):
+    """config.json, weights, statistics and tokenizers through the import; ours and the imported act alike."""
+    import json
+
+    from safetensors.torch import save_file
+
+    from librobot.interchange.base import ImportOptions, import_checkpoint
+
+    ours, theirs, _ = pair
+    folder = tmp_path / "lerobot"
+    folder.mkdir()
+    theirs.config.save_pretrained(folder)
+    save_file({n: x.clone() for n, x in theirs.state_dict().items()}, folder / "model.safetensors")
+    ours.head.tokenizer.inner.save(folder / "action_tokenizer")
+    statistics = {
+        f"{name}.{key}": torch.tensor(value, dtype=torch.float32)
+        for name, part in (("observation.state", "state"), ("action", "action"))
+        for key, value in tiny_models.statistics()[part].items()
+    }
+    save_file(statistics, folder / "normalizer.safetensors")
+    step = {"registry_name": "normalizer_processor", "config": {}, "state_file": "normalizer.safetensors"}
+    (folder / "policy_preprocessor.json").write_text(json.dumps({"name": "p", "steps": [step]}))
+    _, imported = import_checkpoint(
+        folder, tmp_path / "ours.ckpt", ImportOptions(tokenizer=str(tmp_path / "backbone"))
+    )
+    assert imported.head.tokenizer.inner.fitted
+    for name, value in ours.state_dict().items():
+        assert torch.equal(imported.state_dict()[name], value), name

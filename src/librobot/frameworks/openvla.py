@@ -135,4 +135,4 @@ def cropped(observation: Observation, area: float | None, *, random: bool) -> Ob
     for name, image in observation.images.items():
         shift = 2 * torch.rand(len(image), 2, device=image.device) - 1 if random else None
         images[name] = crop_area(image, area, shift)
-    return replace(observation, images=images)  # type: ignore[arg-type]  # floats in [0, 1] are admitted
+    return replace(observation, images=images)

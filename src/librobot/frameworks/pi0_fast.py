@@ -154,7 +154,7 @@ class Pi0FAST(Framework):
         if self.picture_size is not None:
             height, width = self.picture_size
             images = {n: resize_with_pad(x, height, width) for n, x in observation.images.items()}
-            observation = replace(observation, images=images)  # type: ignore[arg-type]
+            observation = replace(observation, images=images)
         return self.vlm(observation, layers=(-1,))
 
     def prompt_writer(self) -> TaskAndState:

@@ -52,7 +52,8 @@ def read(folder: Path, options: ImportOptions) -> Imported:
         theirs |= {f"{name}.{n}": x for n, x in bare(state).items()}
 
     config = convert_config(str(folder), published, film)
-    layers = (config.vision_config.dino["num_layers"], config.vision_config.siglip["num_layers"])
+    vision: Any = config.vision_config
+    layers = (vision.dino["num_layers"], vision.siglip["num_layers"])
     weights = weight_map(layers).to_ours(theirs, str(folder))
     diffusion = "noisy_action_projector" in extra
     action_dim = len(statistics["action"]["q01"])

@@ -132,10 +132,7 @@ class Words:
         self.ids, self.inner_of = written.ids(device), written.inner_of(device)
         self.inner: Any = written.inner.constrain(count, device)
         self.nothing = torch.zeros(count, written.size, dtype=torch.bool, device=device)
-
-    @property
-    def done(self) -> Bool[Tensor, " b"]:
-        return self.inner.done
+        self.done = self.inner.done
 
     def allowed(self) -> Bool[Tensor, "b v"]:
         allowed = self.nothing.clone()
@@ -149,7 +146,8 @@ class Words:
         if self.step < len(self.lead):
             self.step += 1
         else:
-            self.inner.advance(self.inner_of[tokens])
+            self.inner.advance(self.inner_of[tokens].clamp_min(0))
+            self.done = self.inner.done
 
 
 class Free:

@@ -72,7 +72,7 @@ class PrismaticModel(LlavaModel):
         text: Any = config.text_config
         self.vision_tower = FusedVision(vision, text.hidden_size if vision.film else None)
         width = vision.dino["hidden_size"] + vision.siglip["hidden_size"]
-        self.multi_modal_projector = Projector(width, text.hidden_size)
+        self.multi_modal_projector: Any = Projector(width, text.hidden_size)
         self.language_model = AutoModel.from_config(text)
         self.post_init()
 
@@ -215,7 +215,8 @@ def convert_config(checkpoint: str, published: Mapping[str, Any], film: bool = F
             f"{published.get('vision_backbone_id')!r}"
         )
     text = {"model_type": "llama", "vocab_size": 32_064, "rms_norm_eps": 1e-6, "pad_token_id": 32_000}
-    return PrismaticConfig(
+    made: Any = PrismaticConfig  # transformers declares its arguments by annotations that mypy does not see
+    return made(
         text_config={**text, **published.get("text_config", {})},
         vision_config={
             "image_size": published.get("image_sizes", [224])[0],
