@@ -143,7 +143,7 @@ class SmolVLA(Framework):
                 raise ValueError(f"{name} must be at least {needed} for robot {spec.name!r}, found {value}")
         if not vlm.has_cache:
             raise ValueError(
-                f"the expert reads a backbone's keys and values, and {type(vlm).__name__} has none; "
+                f"the expert reads a backbone's cache of keys and values, and {type(vlm).__name__} has none; "
                 f"take vlm=smolvla or another decoder, or framework=pi0"
             )
         super().__init__(

@@ -81,5 +81,5 @@ def causal(horizon: int) -> Bool[Tensor, "k k"]:
 
 
 def sees_memory(horizon: int, num_memory: int) -> Bool[Tensor, "k m"]:
-    """Action i sees the level (memory token 0), and observation step j, which is token 1 + j, where j <= i."""
+    """Action i sees the level (memory token 0), and observation step j (token 1 + j) where j <= i."""
     return torch.ones(horizon, num_memory, dtype=torch.bool).tril(diagonal=1)
