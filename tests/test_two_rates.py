@@ -114,11 +114,11 @@ def test_system_1_does_not_wait_for_system_2():
         for now in range(1, 6):
             policy.infer(seen[now])
         assert policy.staleness >= 4
-        stale = policy.staleness
         free.set()
         policy.wait = True
         policy.infer(seen[6])
-        assert policy.staleness < stale
+        policy.infer(seen[7])
+        assert policy.staleness == 1
     assert threads == {"system 2"}
 
 
