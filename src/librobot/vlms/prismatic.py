@@ -29,7 +29,7 @@ from librobot.errors import LibrobotError
 from librobot.types import Observation
 from librobot.vlms.internvl2_weights import read_json
 from librobot.vlms.llava import START, LlavaProcessor
-from librobot.vlms.loading import hub_errors, load_tokenizer
+from librobot.vlms.loading import hub_errors, load_config, load_tokenizer
 from librobot.vlms.pretrained import PretrainedVLM
 from librobot.vlms.prismatic_vision import FusedVision, Projector
 from librobot.vlms.prompts import Template
@@ -175,6 +175,8 @@ class Prismatic(PretrainedVLM):
         with hub_errors(checkpoint):
             found = read_json(checkpoint, "config.json")
         kind = found.get("model_type")
+        if kind is None:  # no file, or no model's: transformers says which, and hub_errors what to do
+            return load_config(checkpoint, PrismaticConfig)
         if kind in PUBLISHED:
             return convert_config(checkpoint, found, self._film)
         if kind != PrismaticConfig.model_type:
