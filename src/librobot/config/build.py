@@ -59,10 +59,24 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def build_datamodule(cfg: DictConfig) -> DataModule:
-    """The data of a run. `data.root` is there for the source to read, not for the DataModule itself."""
+    """The data of a run. `data.root` is there for the source to read, not for the DataModule itself.
+
+    The datasets of a mixture are nodes of the `data=` group too, of which it wants the source and how to
+    open it.
+    """
     node = plain(cfg.data)
     node.pop("root", None)
+    datasets = (node.get("source") or {}).get("datasets") or {}
+    for name, dataset in datasets.items():
+        wanted = ("source", "cameras", "image_size", "cache", "on_error")
+        datasets[name] = {key: dataset[key] for key in wanted if key in dataset}
     return build(OmegaConf.create(node), "data")
+
+
+def robots_of(source: Source) -> Sequence[RobotSpec] | None:
+    """The robots of a mixture of several; None for one robot."""
+    robots = getattr(source, "embodiments", ())
+    return robots if len(robots) > 1 else None
 
 
 def build_suite(env: DictConfig) -> Suite:

@@ -26,6 +26,7 @@ GIVEN = {
 }
 # Keys of a group that its own nodes read by interpolation; they are no arguments of its target.
 READ_BY_OTHERS = {"data": ("root",)}
+DATASETS = "data.source.datasets."  # the nodes below it, of a mixture, are of the group data too
 
 SPECIAL = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 SIMPLE = (int, float, str, bool, type(None))
@@ -111,7 +112,8 @@ def _problems(path: str, node: dict[str, Any]) -> list[str]:
     filled = set(positional[: len(node.get("_args_", []))]) | set(given)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    skipped = (*SPECIAL, *READ_BY_OTHERS.get(path, ()))
+    group = "data" if path.startswith(DATASETS) and "." not in path.removeprefix(DATASETS) else path
+    skipped = (*SPECIAL, *READ_BY_OTHERS.get(group, ()))
     arguments = {key: value for key, value in node.items() if key not in skipped}
     hints = _hints(target)
     problems = []

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
 from torch.utils.data import DataLoader
 
+from librobot.data.mixture_order import MixtureOrder
 from librobot.data.sampler import EpochSampler, ResumableLoader, whole_batch
-from librobot.data.sources.base import CacheMode, OnError, Source, SourceFactory
+from librobot.data.sources.base import CacheMode, Mixture, OnError, Source, SourceFactory
 from librobot.data.windows import Processor, WindowDataset, Windows
 from librobot.errors import LibrobotError
 from librobot.types import Batch, RobotSpec
@@ -99,8 +100,8 @@ class DataModule(lightning.LightningDataModule):
         return self.source.spec
 
     @property
-    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
-        """Of every frame of the dataset, for `Normalizer.fit`."""
+    def statistics(self) -> Any:
+        """Of every frame of the dataset, for `Normalizer.fit`; a list of them for several robots."""
         return self.source.statistics()
 
     def configure(
@@ -129,7 +130,15 @@ class DataModule(lightning.LightningDataModule):
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
         """Episodes for training and for validation, both ascending."""
-        total = len(self.source.episode_lengths)
+        source = self.source
+        datasets: list[np.ndarray] = [np.arange(len(source.episode_lengths))]
+        if isinstance(source, Mixture):  # each of its datasets keeps its share for validation
+            datasets = [np.flatnonzero(source.dataset_of_episode == i) for i in range(len(source.names))]
+        parts = [self._split(episodes, i) for i, episodes in enumerate(datasets)]
+        return np.sort(np.concatenate([p[0] for p in parts])), np.sort(np.concatenate([p[1] for p in parts]))
+
+    def _split(self, episodes: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+        total = len(episodes)
         held_out = round(total * self.val_fraction)
         if self.val_fraction and total < 2:
             raise LibrobotError(
@@ -137,8 +146,9 @@ class DataModule(lightning.LightningDataModule):
             )
         if self.val_fraction:
             held_out = min(max(held_out, 1), total - 1)
-        order = np.random.default_rng([self.seed, 1]).permutation(total)
-        return np.sort(order[held_out:]), np.sort(order[:held_out])
+        seed = [self.seed, 1] if number == 0 else [self.seed, 1, number]
+        order = np.random.default_rng(seed).permutation(episodes)
+        return order[held_out:], order[:held_out]
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         dataset, sampler = self._dataset(
@@ -146,7 +156,7 @@ class DataModule(lightning.LightningDataModule):
         )
         if sampler.num_batches == 0:
             raise LibrobotError(
-                f"the training episodes hold {len(dataset)} samples, fewer than one batch of "
+                f"the training episodes hold {sampler.dataset_size} samples, fewer than one batch of "
                 f"{self.batch_size} on each of {sampler.num_replicas} devices: lower data.batch_size or set "
                 "data.drop_last=false"
             )
@@ -207,14 +217,20 @@ class DataModule(lightning.LightningDataModule):
         windows = Windows(self.source.episode_lengths, episodes.tolist(), **self._windows)
         dataset = WindowDataset(self.source, windows, processor, self.seed if self._goals else None)
         trainer = self.trainer
+        order = None
+        if shuffle and isinstance(self.source, Mixture):
+            owners = self.source.dataset(windows.rows)
+            groups = [np.flatnonzero(owners == i) for i in range(len(self.source.names))]
+            order = MixtureOrder(groups, self.source.shares, seed=self.seed, names=self.source.names)
         sampler = EpochSampler(
-            len(dataset),
+            len(dataset) if order is None else len(order),
             self.batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
             seed=self.seed,
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=trainer.world_size if trainer is not None else 1,
+            order=order.indices if order is not None else None,
         )
         return dataset, sampler
 

@@ -20,7 +20,8 @@ class EpochSampler(DistributedSampler[int]):
     The permutation is drawn from (seed, epoch) alone. Global batch g is the g-th stretch of `world_size *
     batch_size` indices, of which each rank takes its own part: no two ranks see the same sample in an epoch,
     and all have as many batches. With `drop_last` an incomplete global batch is left out; without it the
-    ranks share what remains, of which at most `world_size - 1` samples are left out.
+    ranks share what remains, of which at most `world_size - 1` samples are left out. `order` gives the
+    `num_samples` sample indices of an epoch in the place of the permutation.
 
     The sampler keeps its own place: `__iter__` gives what `advance` has not counted of the current epoch, or
     the next epoch. Lightning's count of epochs is not used: it calls an epoch done that `max_steps` cut
@@ -38,6 +39,7 @@ class EpochSampler(DistributedSampler[int]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        order: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         # The parent's constructor asks for a dataset and for torch.distributed; its attributes suffice.
         self.num_replicas, self.rank = world_size, rank
@@ -46,6 +48,7 @@ class EpochSampler(DistributedSampler[int]):
         unit = world_size * batch_size if drop_last else world_size
         self.num_used = num_samples // unit * unit
         self.num_batches = -(-self.num_used // (world_size * batch_size))
+        self.order = order
         self.epoch = 0
         self._skip = self._taken = 0
         self._limit = self.num_batches
@@ -62,7 +65,9 @@ class EpochSampler(DistributedSampler[int]):
     def indices(self, epoch: int) -> np.ndarray:
         """This rank's samples in `epoch`, in order."""
         order: np.ndarray = np.arange(self.dataset_size)
-        if self.shuffle:
+        if self.order is not None:
+            order = self.order(epoch)
+        elif self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         stretch = self.num_replicas * self.batch_size
         whole = self.num_used // stretch * stretch

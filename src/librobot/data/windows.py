@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from librobot.data.sources.base import Source
+from librobot.data.sources.base import Mixture, Source
 from librobot.types import Batch, Observation
 
 
@@ -91,8 +91,9 @@ class WindowDataset(Dataset[Batch]):
     identity.
 
     `Batch.extra["rows"]` holds the global frame index of each sample, (b,) int64 numpy, and "progress" the
-    share of its episode that is over at each action, (b, k). With `goal_seed` the observation has goal
-    pictures: a later frame of its episode (Octo's uniform relabelling).
+    share of its episode that is over at each action, (b, k); of a mixture "dataset" numbers its dataset.
+    With `goal_seed` the observation has goal pictures: a later frame of its episode (Octo's uniform
+    relabelling).
     """
 
     def __init__(
@@ -122,21 +123,31 @@ class WindowDataset(Dataset[Batch]):
         rows = seen[:, -1]
         prompts = self.source.prompts(rows)
         state = torch.from_numpy(self.source.states(seen.reshape(-1))).unflatten(0, (num, steps))
+        mixture = self.source if isinstance(self.source, Mixture) else None
+        masks, embodiment = dict.fromkeys(images, np.ones(num, dtype=bool)), None
+        if mixture is not None:
+            masks = mixture.image_masks(rows)
+            if len(mixture.embodiments) > 1:
+                embodiment = torch.from_numpy(mixture.embodiment(rows))
         observation = Observation(
             images=images,
-            image_mask={camera: torch.ones(num, dtype=torch.bool) for camera in images},
+            image_mask={camera: torch.tensor(mask) for camera, mask in masks.items()},
             state=state,
             prompt=prompts,
             inputs=self.processor(prompts, images, state) if self.processor is not None else None,
+            embodiment=embodiment,
             goal_images=self._goals(index),
         )
         acted, mask = self.windows.action_rows(index)
         actions = self.source.actions(acted.reshape(-1))
+        extra = {"rows": rows, "progress": torch.from_numpy(self.windows.progress(index))}
+        if mixture is not None:
+            extra["dataset"] = mixture.dataset(rows)
         return Batch(
             observation=observation,
             actions=torch.from_numpy(actions).unflatten(0, (num, self.windows.horizon)),
             action_mask=torch.from_numpy(mask),
-            extra={"rows": rows, "progress": torch.from_numpy(self.windows.progress(index))},
+            extra=extra,
         )
 
     def _goals(self, index: Int[np.ndarray, " b"]) -> dict[str, Tensor] | None:

@@ -145,7 +145,7 @@ def has_account(wandb: ModuleType) -> bool:
 def tensorboard_logger(save_dir: str) -> TensorBoardLogger:
     """Lightning's TensorBoard logger, writing into `save_dir` itself; a resumed run adds a file there."""
     require("tensorboard", "all")
-    # TensorBoard imports all of tensorflow where it finds it (the extra rlds brings it), unless this module is.
+    # TensorBoard imports all of tensorflow where it finds it (the extra rlds brings it), but for this.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     from lightning.pytorch.loggers import TensorBoardLogger
 

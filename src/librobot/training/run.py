@@ -12,9 +12,12 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
 
-from librobot.config.build import build_datamodule, build_framework, build_spec, build_trainer
+from librobot.config.build import build_datamodule, build_framework, build_spec, build_trainer, robots_of
 from librobot.config.check import check
 from librobot.config.compose import resolve
+from librobot.data.sources.base import Mixture
+from librobot.errors import LibrobotError
+from librobot.training.callbacks.shares import DatasetShares
 from librobot.training.checkpoints import check_checkpoint
 
 
@@ -29,7 +32,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = build_datamodule(cfg)
     source = datamodule.source
-    framework = build_framework(cfg, build_spec(cfg, source))
+    robots = robots_of(source)
+    framework = build_framework(cfg, build_spec(cfg, source), robots)
     datamodule.configure(
         horizon=framework.horizon,
         obs_steps=framework.obs_steps,
@@ -42,11 +46,19 @@ def run(cfg: DictConfig) -> dict[str, float]:
     else:
         if not framework.has_teacher:  # a teacher's statistics come with its weights
             framework.normalizer.fit(datamodule.statistics)
+        if framework.head.needs_fit and robots is not None:
+            raise LibrobotError(
+                f"head {type(framework.head).__name__} is fitted to the actions of one robot, and the "
+                f"mixture has {len(robots)}; take another head, or give its datasets one robot "
+                "(data.source.fields.NAME.embodiment)"
+            )
         if framework.head.needs_fit:
             framework.head.fit(framework.normalized_chunks(datamodule.action_chunks()))
     plain = resolve(cfg)
     framework.attach_run(config=plain, provenance=source.provenance)
     trainer = build_trainer(cfg)
+    if isinstance(source, Mixture):
+        trainer.callbacks.append(DatasetShares(source.names))  # type: ignore[attr-defined]
     for logger in trainer.loggers:
         logger.log_hyperparams(plain)
     trainer.fit(framework, datamodule=datamodule, ckpt_path=cfg.ckpt, weights_only=True if cfg.ckpt else None)
@@ -60,9 +72,9 @@ def final_metrics(trainer: Trainer) -> dict[str, float]:
     """The last value of everything that was logged, the number of optimiser steps, and, where a timer runs,
     the seconds of training."""
     values: dict[str, Any] = {**trainer.callback_metrics, "step": trainer.global_step}
-    for timer in trainer.callbacks:
-        if isinstance(timer, Timer):
-            values["train_seconds"] = timer.time_elapsed("train")
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    if timers:
+        values["train_seconds"] = timers[0].time_elapsed("train")
     return {
         name: float(value.item() if isinstance(value, torch.Tensor) else value)
         for name, value in sorted(values.items())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from librobot.types import RobotSpec
 
@@ -40,8 +40,28 @@ class Source(Protocol):
     def prompts(self, rows: Int[np.ndarray, " n"]) -> list[str]:
         """The instruction of each frame."""
 
-    def statistics(self) -> dict[str, dict[str, Float[np.ndarray, " dim"]]]:
-        """{"state" and "action": {"mean", "std", "min", "max", "q01", "q99"}}, float64, over every frame."""
+    def statistics(self) -> Any:
+        """{"state" and "action": {"mean", "std", "min", "max", "q01", "q99"}}, float64, over every frame; a
+        list of them where there are several robots."""
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """What a source of several datasets, perhaps of several robots, has besides (see `MixtureSource`)."""
+
+    names: tuple[str, ...]
+    shares: Float[np.ndarray, " d"]
+    embodiments: tuple[RobotSpec, ...]
+    dataset_of_episode: Int[np.ndarray, " e"]
+
+    def dataset(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Which dataset each row is of."""
+
+    def embodiment(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Which of `embodiments` each row is of."""
+
+    def image_masks(self, rows: Int[np.ndarray, " n"]) -> dict[str, Bool[np.ndarray, " n"]]:
+        """False where a row's dataset lacks that camera."""
 
 
 class SourceFactory(Protocol):
