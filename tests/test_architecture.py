@@ -45,7 +45,7 @@ ARROWS = {
     "evaluation": POLICY | DATA,
     "interchange": POLICY | {"training"},
     "export": POLICY | {"training"},
-    "bench": POLICY | DATA | {"training", "evaluation"},
+    "bench": POLICY | DATA | {"training", "evaluation", "interchange"},
     "cli": POLICY | DATA | {"training", "evaluation", "bench", "interchange", "export"},
 }
 # A command's own entry into a room builds what its configuration names.

@@ -76,7 +76,6 @@ class Normalizer(nn.Module):
         self.modes = dict(modes)
         self.minimum_spread = minimum_spread
         self.embodiments = embodiments
-        self.plain: dict[str, tuple[int, ...]] = {}  # key -> dimensions that `fit` leaves in physical units
         for key, dim in self.dims.items():
             shape = (dim,) if embodiments == 1 else (embodiments, dim)
             self.register_buffer(f"{key}_offset", torch.zeros(shape, dtype=torch.float32))
@@ -112,8 +111,6 @@ class Normalizer(nn.Module):
                 if key in self._left:
                     left = self._left[key][index][:width]
                     offset, scale = np.where(left, 0.0, offset), np.where(left, 1.0, scale)
-                plain = [i for i in self.plain.get(key, ()) if i < width]
-                offset[plain], scale[plain] = 0.0, 1.0
                 row = index if self.embodiments > 1 else ...
                 getattr(self, f"{key}_offset")[row][:width].copy_(torch.from_numpy(offset))
                 getattr(self, f"{key}_scale")[row][:width].copy_(torch.from_numpy(scale))

@@ -197,32 +197,35 @@ def loader(batches: list[Batch]) -> DataLoader:
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
-def make_batches(size: int, horizon: int, count: int) -> list[Batch]:
+def make_batches(
+    size: int, horizon: int, count: int, *, spec: RobotSpec = SPEC, obs_steps: int = 1
+) -> list[Batch]:
     """Random batches of the bench's robot."""
     generator = torch.Generator().manual_seed(0)
+    shapes = {camera.name: (size, obs_steps, 3, camera.height, camera.width) for camera in spec.cameras}
 
-    def image() -> torch.Tensor:
-        return torch.randint(0, 256, (size, 1, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    def image(camera: str) -> torch.Tensor:
+        return torch.randint(0, 256, shapes[camera], dtype=torch.uint8, generator=generator)
 
     return [
         Batch(
             observation=Observation(
-                images={camera: image() for camera in SPEC.camera_names},
-                image_mask={camera: torch.ones(size, dtype=torch.bool) for camera in SPEC.camera_names},
-                state=torch.randn(size, 1, SPEC.state_dim, generator=generator),
+                images={camera: image(camera) for camera in spec.camera_names},
+                image_mask={camera: torch.ones(size, dtype=torch.bool) for camera in spec.camera_names},
+                state=torch.randn(size, obs_steps, spec.state_dim, generator=generator),
                 prompt=[PROMPTS[i % len(PROMPTS)] for i in range(size)],
             ),
-            actions=torch.randn(size, horizon, SPEC.action_dim, generator=generator),
+            actions=torch.randn(size, horizon, spec.action_dim, generator=generator),
             action_mask=torch.ones(size, horizon, dtype=torch.bool),
         )
         for _ in range(count)
     ]
 
 
-def unit_statistics() -> dict[str, dict[str, np.ndarray]]:
+def unit_statistics(spec: RobotSpec = SPEC) -> dict[str, dict[str, np.ndarray]]:
     """Statistics under which normalisation changes nothing."""
     made = {}
-    for key, dim in (("state", SPEC.state_dim), ("action", SPEC.action_dim)):
+    for key, dim in (("state", spec.state_dim), ("action", spec.action_dim)):
         zeros, ones = np.zeros(dim), np.ones(dim)
         made[key] = {"mean": zeros, "std": ones, "min": -ones, "max": ones, "q01": -ones, "q99": ones}
     return made

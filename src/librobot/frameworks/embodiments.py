@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from librobot.errors import LibrobotError
-from librobot.types import Batch, Observation, RobotSpec
+from librobot.types import Batch, DimKind, Observation, RobotSpec
 
 
 class Embodiments(nn.Module):
@@ -37,6 +37,10 @@ class Embodiments(nn.Module):
 
     def __len__(self) -> int:
         return len(self.specs)
+
+    def actions_of_kind(self, kind: DimKind) -> list[list[bool]]:
+        """For each robot, which of its action dimensions are of that kind, such as `gripper`."""
+        return [[dim.kind == kind for dim in robot.action] for robot in self.specs]
 
     def ids(self, observation: Observation) -> Int[Tensor, " b"]:
         """Each sample's robot; 0 for all where the observation does not say.

@@ -146,8 +146,7 @@ class Octo(Framework):
             embodiments=embodiments,
         )
         if not normalize_gripper:
-            grippers = [[dim.kind == "gripper" for dim in robot.action] for robot in self.embodiments]
-            self.normalizer.leave("action", grippers)
+            self.normalizer.leave("action", self.robots.actions_of_kind("gripper"))
         self.reads_goals = goal_images and backbone == "octo"
         if goal_relabeling == "uniform" and not self.reads_goals:
             raise ValueError("goal_relabeling=uniform needs goal_images=true and backbone=octo")

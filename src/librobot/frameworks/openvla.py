@@ -83,7 +83,7 @@ class OpenVLA(Framework):
         )
         self.crop = crop
         if not normalize_gripper:
-            self.normalizer.plain["action"] = grippers(spec)
+            self.normalizer.leave("action", self.robots.actions_of_kind("gripper"))
         words = vlm.vocabulary
         self.tokens = ActionTokens(vlm, number_of_tokens(head))
         write_in_words(head, self.tokens, after=(words.end,))
@@ -119,11 +119,6 @@ class OpenVLA(Framework):
 
     def prompt_writer(self) -> Question:
         return Question()
-
-
-def grippers(spec: RobotSpec) -> tuple[int, ...]:
-    """The action dimensions of kind `gripper`."""
-    return tuple(index for index, dim in enumerate(spec.action) if dim.kind == "gripper")
 
 
 def cropped(observation: Observation, area: float | None, *, random: bool) -> Observation:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFactory
 from librobot.frameworks.language_decoder import writing_vlm
-from librobot.frameworks.openvla import Question, cropped, grippers
+from librobot.frameworks.openvla import Question, cropped
 from librobot.heads.base import ActionHead
 from librobot.losses import reduce
 from librobot.networks.oft import ResidualMLP
@@ -109,7 +109,7 @@ class OpenVLAOFT(Framework):
         self.joint = can_join if attention == "auto" else attention == "joint"
         self.crop = crop
         if not normalize_gripper:
-            self.normalizer.plain["action"] = grippers(spec)
+            self.normalizer.leave("action", self.robots.actions_of_kind("gripper"))
         width = vlm.hidden_size
         self.proprio_proj: nn.Sequential | None = None
         if proprioception and spec.state_dim:
