@@ -62,7 +62,7 @@ class LeRobotWriter:
                 )
         self.root = Path(root).expanduser().absolute()
         self.spec, self.fps, self.image_format = spec, int(fps), image_format
-        self._description = {"spec": _finite_spec(spec), **(metadata or {})}
+        self._description = {"spec": finite_spec(spec), **(metadata or {})}
         try:
             json.dumps(self._description, allow_nan=False)
         except (TypeError, ValueError) as error:  # now, not when the recording is over
@@ -246,7 +246,7 @@ def _names(dims: tuple[Dim, ...]) -> list[str]:
     return [dim.name for dim in dims]
 
 
-def _finite_spec(spec: RobotSpec) -> dict[str, Any]:
+def finite_spec(spec: RobotSpec) -> dict[str, Any]:
     """The spec as strict JSON: limits that are infinite, which is their default, are left out."""
     plain = spec.to_dict()
     for key in ("state", "action"):

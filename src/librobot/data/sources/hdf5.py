@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,12 +141,12 @@ class Hdf5Source(StoredSource):
             if not len(action):
                 raise LibrobotError(f"{place}: the episode has no step; remove it")
             found = prompt
-            for where in self.layout.prompt if found is None else ():
-                found = found or attribute(file, group, where, place)
+            for where in self.layout.prompt:
+                found = attribute(file, group, where, place) if found is None else found
             cameras = _cameras(episode, self.layout.cameras, len(action), place)
         words = path.stem if self.layout.episode else path.parent.name
         named = words.removesuffix("_demo").replace("_", " ")
-        return Hdf5Episode(path, group, state, action, found or named, cameras)
+        return Hdf5Episode(path, group, state, action, named if found is None else found, cameras)
 
 
 def _files(root: Path, layout: Layout) -> list[Path]:
@@ -173,7 +174,7 @@ def _vector(episode: Any, names: Sequence[str], place: str) -> np.ndarray:
                 f"{place}: {name}: expected numbers of shape (T,) or (T, dims), found {values.dtype} "
                 f"{values.shape}"
             )
-        parts.append(values.reshape(len(values), -1).astype(np.float32))
+        parts.append(values.reshape(len(values), math.prod(values.shape[1:])).astype(np.float32))
     if len({len(part) for part in parts}) > 1:
         steps = ", ".join(f"{name} {len(part)}" for name, part in zip(names, parts, strict=True))
         raise LibrobotError(f"{place}: its datasets differ in length ({steps} steps)")

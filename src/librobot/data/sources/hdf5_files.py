@@ -72,7 +72,9 @@ def attribute(file: Any, group: str, where: str, place: str) -> str | None:
             value = value.get(key) if isinstance(value, dict) else None
     if isinstance(value, list | tuple):  # LIBERO's instruction is a list of words in some releases
         value = " ".join(str(word) for word in value)
-    return str(value).strip().strip('"') or None if value is not None else None
+    if value is None:
+        return None
+    return str(value).strip().strip('"') if rest else str(value)
 
 
 def stored_spec(path: Path) -> RobotSpec | None:

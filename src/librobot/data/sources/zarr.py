@@ -25,7 +25,8 @@ ATTRIBUTE = "librobot"
 class ZarrSource(StoredSource):
     """A replay buffer: a .zarr folder or a zip of one, Zarr v2.
 
-    state, action: the keys of data/, joined in this order; state [] for none. pictures: camera -> key; None:
+    state, action: the keys of data/, joined in this order; state None: "state" where there is one.
+    pictures: camera -> key; None:
     every key of data/ with the shape (n, h, w, 3) or (n, 3, h, w). Pictures of floating-point numbers hold
     0 to 255, as the Push-T data does. prompt: the instruction; None: the stored ones, else the folder's name.
     robot, control_hz: the buffer does not say.
@@ -37,7 +38,7 @@ class ZarrSource(StoredSource):
         self,
         root: str | Path,
         *,
-        state: Sequence[str] = ("state",),
+        state: Sequence[str] | None = None,
         action: Sequence[str] = ("action",),
         pictures: Mapping[str, str] | None = None,
         cameras: Sequence[str] | None = None,
@@ -52,6 +53,8 @@ class ZarrSource(StoredSource):
         root = Path(root).expanduser().absolute()
         self.store = ZarrStore(root)
         keys = self.store.arrays("data")
+        if state is None:
+            state = [key for key in ("state",) if key in keys]
         ends = ZarrArray(self.store, "meta/episode_ends").all().astype(np.int64)
         lengths = np.diff(ends, prepend=0)
         if not len(ends) or (lengths < 1).any():

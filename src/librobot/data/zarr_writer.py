@@ -1,0 +1,109 @@
+"""Writing the replay buffer of Diffusion Policy, Zarr v2, which diffusion_policy reads too.
+
+The root's attributes also hold the robot's spec and each episode's instruction.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+
+from librobot.data.files import remove_temporaries, write_json, written_whole
+from librobot.data.sources.zarr import ATTRIBUTE
+from librobot.data.sources.zarr_files import ZarrArray, ZarrStore
+from librobot.data.writer import finite_spec
+from librobot.errors import require
+from librobot.types import RobotSpec
+
+CHUNK_BYTES = 2e6
+"""Of one chunk before compression, as diffusion_policy chooses it."""
+
+
+class ZarrWriter:
+    """Appends episodes to the buffer at `root`. An episode counts when meta/episode_ends does; what a killed
+    writer left beyond it is written over."""
+
+    def __init__(self, root: Path, spec: RobotSpec) -> None:
+        self.root, self.spec = root, spec
+        root.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(root)
+        for group in ("", "data/", "meta/"):
+            if not (root / f"{group}.zgroup").exists():
+                write_json(root / f"{group}.zgroup", {"zarr_format": 2})
+        self.ends: list[int] = []
+        self.tasks: list[str] = []
+        if (root / "meta/episode_ends/.zarray").exists():
+            self.ends = ZarrArray(ZarrStore(root), "meta/episode_ends").all().tolist()
+            self.tasks = json.loads((root / ".zattrs").read_text())[ATTRIBUTE]["instructions"]
+            self.tasks = self.tasks[: len(self.ends)]
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.ends)
+
+    def add_episode(
+        self,
+        *,
+        images: Mapping[str, UInt8[np.ndarray, "T h w 3"]],
+        state: Float[np.ndarray, "T s"],
+        action: Float[np.ndarray, "T a"],
+        task: str,
+    ) -> None:
+        """Store one episode; it is on disk when this returns."""
+        arrays = {"action": np.asarray(action, np.float32), **images}
+        if self.spec.state_dim:
+            arrays["state"] = np.asarray(state, np.float32)
+        start = self.ends[-1] if self.ends else 0
+        for key, values in arrays.items():
+            self._append(f"data/{key}", values, start)
+        self.tasks.append(task)
+        description = {"spec": finite_spec(self.spec), "instructions": self.tasks}
+        write_json(self.root / ".zattrs", {ATTRIBUTE: description})
+        self.ends.append(start + len(action))
+        ends = np.array(self.ends, np.int64)
+        self._write_chunk("meta/episode_ends", 0, np.pad(ends, (0, -len(ends) % 1024)), None)
+        self._describe("meta/episode_ends", ends, len(ends), len(ends) + -len(ends) % 1024, None)
+
+    def finalize(self) -> None:
+        """Nothing is left to do."""
+
+    def _append(self, name: str, values: Shaped[np.ndarray, "T ..."], start: int) -> None:
+        compressor = require("numcodecs", "zarr").Blosc(cname="zstd", clevel=5, shuffle=2)
+        row_bytes = values.dtype.itemsize * math.prod(values.shape[1:])
+        rows = max(1, round(CHUNK_BYTES / row_bytes))
+        for chunk in range(start // rows, (start + len(values) - 1) // rows + 1):
+            whole = np.zeros((rows, *values.shape[1:]), values.dtype)
+            begin, end = max(start, chunk * rows), min(start + len(values), (chunk + 1) * rows)
+            if begin > chunk * rows:  # the chunk begins with an earlier episode
+                kept = np.arange(chunk * rows, begin)
+                whole[: len(kept)] = ZarrArray(ZarrStore(self.root), name).read(kept)
+            whole[begin - chunk * rows : end - chunk * rows] = values[begin - start : end - start]
+            self._write_chunk(name, chunk, whole, compressor)
+        self._describe(name, values, start + len(values), rows, compressor.get_config())
+
+    def _write_chunk(self, name: str, chunk: int, whole: np.ndarray, compressor: Any) -> None:
+        key = ".".join(map(str, (chunk, *[0] * (whole.ndim - 1))))
+        with written_whole(self.root / name / key) as temporary:
+            data = np.ascontiguousarray(whole)
+            temporary.write_bytes(compressor.encode(data) if compressor else data.tobytes())
+
+    def _describe(self, name: str, values: np.ndarray, length: int, rows: int, compressor: Any) -> None:
+        write_json(
+            self.root / name / ".zarray",
+            {
+                "zarr_format": 2,
+                "shape": [length, *values.shape[1:]],
+                "chunks": [rows, *values.shape[1:]],
+                "dtype": values.dtype.str,
+                "compressor": compressor,
+                "fill_value": 0,
+                "filters": None,
+                "order": "C",
+            },
+        )

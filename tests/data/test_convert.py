@@ -1,0 +1,165 @@
+"""Any format to any other keeps every state, action, instruction, episode and pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import ArraySource
+from librobot.data import hdf5_writer, zarr_writer
+from librobot.data.convert import convert
+from librobot.data.detect import detect
+from librobot.data.sources.base import Source
+from librobot.data.sources.hdf5 import Hdf5Source
+from librobot.data.sources.lerobot import LeRobotSource
+from librobot.data.sources.zarr import ZarrSource
+from librobot.errors import LibrobotError
+from librobot.types import Camera, Dim, RobotSpec
+
+OPEN: dict[str, Callable[[Path], Source]] = {
+    "lerobot": LeRobotSource,
+    "hdf5": lambda path: Hdf5Source(path, layout="aloha"),
+    "zarr": ZarrSource,
+}
+
+
+class Random(ArraySource):
+    """Random values, an instruction for each episode."""
+
+    def __init__(self, lengths: list[int], spec: RobotSpec, prompts: list[str], seed: int) -> None:
+        super().__init__(lengths, spec)
+        generator, total = np.random.default_rng(seed), sum(lengths)
+        self._state = generator.normal(size=(total, spec.state_dim)).astype(np.float32)
+        self._action = generator.normal(size=(total, spec.action_dim)).astype(np.float32)
+        self._images = {
+            c.name: generator.integers(0, 256, (total, 3, c.height, c.width), dtype=np.uint8)
+            for c in spec.cameras
+        }
+        self._prompts = np.repeat(np.array(prompts, object), lengths)
+
+    def states(self, rows: np.ndarray) -> np.ndarray:
+        return self._state[rows]
+
+    def actions(self, rows: np.ndarray) -> np.ndarray:
+        return self._action[rows]
+
+    def images(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: frames[rows] for name, frames in self._images.items()}
+
+    def prompts(self, rows: np.ndarray) -> list[str]:
+        return self._prompts[rows].tolist()
+
+
+def assert_same(found: Source, expected: Source) -> None:
+    assert found.episode_lengths.tolist() == expected.episode_lengths.tolist()
+    rows = np.arange(int(expected.episode_lengths.sum()))
+    np.testing.assert_array_equal(found.states(rows), expected.states(rows))
+    np.testing.assert_array_equal(found.actions(rows), expected.actions(rows))
+    assert found.prompts(rows) == expected.prompts(rows)
+    ours, theirs = found.images(rows), expected.images(rows)
+    assert set(ours) == set(theirs)
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert found.spec.state == expected.spec.state
+    assert found.spec.action == expected.spec.action
+    assert found.spec.control_hz == expected.spec.control_hz
+
+
+texts = st.text(
+    st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=20
+)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_round_trips_keep_everything(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    tmp_path = tmp_path_factory.mktemp("round")
+    lengths = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
+    prompts = data.draw(st.lists(texts, min_size=len(lengths), max_size=len(lengths)))
+    state_dim, action_dim = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 3))
+    cameras = tuple(Camera(name, 4, 6) for name in data.draw(st.sampled_from(["", "a", "ab"])))
+    state = tuple(Dim(f"s{i}", "rad", "joint", low=-3.0) for i in range(state_dim))
+    spec = RobotSpec("arm", cameras, state, tuple(Dim(f"a{i}") for i in range(action_dim)), 10.0)
+    source = Random(lengths, spec, prompts, data.draw(st.integers(0, 99)))
+    first, second = data.draw(st.permutations(list(OPEN)))[:2]
+    once = OPEN[first](convert(source, tmp_path / "one", first, show=False))  # type: ignore[arg-type]
+    assert_same(once, source)
+    assert detect(tmp_path / "one") == {"hdf5": "aloha"}.get(first, first)
+    assert_same(OPEN[second](convert(once, tmp_path / "two", second, show=False)), source)  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.fixture
+def source(spec: RobotSpec) -> Source:
+    return Random([3, 5, 2, 4], spec, ["a", "b", "a", "c"], 1)
+
+
+@pytest.mark.parametrize("to", list(OPEN))
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_an_interrupted_conversion_goes_on(
+    tmp_path: Path, source: Any, monkeypatch: pytest.MonkeyPatch, to: Any, after: int
+) -> None:
+    """It breaks off while the pictures of an episode are read, and again while one is written."""
+    whole, images, read = tmp_path / "whole", source.images, []
+
+    def breaks(rows: np.ndarray) -> dict[str, np.ndarray]:
+        if len(read) == after:
+            raise KeyboardInterrupt
+        read.append(rows)
+        return images(rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "images", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, whole, to, show=False)
+    assert not whole.exists()
+    with monkeypatch.context() as patch:
+        module = {"zarr": zarr_writer, "hdf5": hdf5_writer}.get(to)
+        if module is not None:  # dies within the next episode
+            patch.setattr(module, "finite_spec", lambda spec: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                convert(source, whole, to, show=False)
+    other = Random([2], source.spec, ["x"], 0)
+    with pytest.raises(LibrobotError, match=r"whole.partial: parts of another conversion"):
+        convert(other, whole, to, show=False)
+    read.clear()
+    monkeypatch.setattr(source, "images", lambda rows: read.append(rows) or images(rows))
+    convert(source, whole, to, show=False)
+    assert len(read) == 4 - after
+    assert_same(OPEN[to](whole), source)
+
+
+def test_other_tools_read_what_is_written(tmp_path: Path, source: Source) -> None:
+    rows = np.arange(14)
+    root = zarr.open_group(str(convert(source, tmp_path / "z.zarr", "zarr", show=False)), mode="r")
+    assert root["meta/episode_ends"][:].tolist() == [3, 8, 10, 14]
+    np.testing.assert_array_equal(root["data/action"][:], source.actions(rows))
+    np.testing.assert_array_equal(root["data/front"][:], source.images(rows)["front"].transpose(0, 2, 3, 1))
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    folder = convert(source, tmp_path / "lerobot", "lerobot", show=False)
+    theirs = LeRobotDataset("somebody/something", root=folder)
+    np.testing.assert_array_equal(theirs[4]["action"].numpy(), source.actions(rows)[4])
+    assert theirs[9]["task"] == "a"
+
+
+def test_what_cannot_be_converted(tmp_path: Path, source: Any, spec: RobotSpec) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(LibrobotError, match="there: exists already"):
+        convert(source, tmp_path / "there", "zarr")
+    source._prompts[4] = "another"
+    with pytest.raises(LibrobotError, match=r"episode 1 has 2 instructions .*give --prompt"):
+        convert(source, tmp_path / "x", "zarr", show=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    convert(source, tmp_path / "x", "zarr", prompt="do it", show=False)
+    assert set(ZarrSource(tmp_path / "x").prompts(np.arange(14))) == {"do it"}
+    slow = RobotSpec(spec.name, spec.cameras, spec.state, spec.action, 12.5)
+    with pytest.raises(LibrobotError, match=r"found 12.5; give --fps"):
+        convert(Random([2], slow, ["x"], 0), tmp_path / "y", "lerobot", show=False)
