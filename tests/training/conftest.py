@@ -81,9 +81,9 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen:
     )
 
 
-def train(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+def train(*arguments: str, cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess:
     process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+import tiny_models
 from conftest import FRAMES, losses, tiny, train
 
 pytestmark = pytest.mark.slow
@@ -42,3 +43,18 @@ def test_a_failing_job_does_not_stop_the_sweep_but_fails_it(dataset, tmp_path):
     assert "job 0 failed" in done.stderr
     assert not (tmp_path / "runs/0/checkpoints").exists()
     assert (tmp_path / "runs/1/checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.timeout(3600)  # a process for each head, one after another
+def test_a_sweep_over_all_heads_trains_what_fits_and_says_why_the_rest_does_not(dataset, tmp_path):
+    arguments = [*tiny("pi0"), f"data.root={dataset}", "-m", "head=glob(*)", "trainer.max_steps=1"]
+    done = train(*arguments, "run_dir=runs", cwd=tmp_path, timeout=3500)
+    assert done.returncode == 1
+    heads = tiny_models.options("head")  # the order of Hydra's glob
+    trained = {h for i, h in enumerate(heads) if (tmp_path / f"runs/{i}/checkpoints/last.ckpt").exists()}
+    students = {head for head in heads if "teacher" in tiny_models.load("head", head)}
+    fitting = {head for head in heads if tiny_models.fits("pi0", head)}
+    assert trained == fitting - students, done.stderr[-4000:]
+    assert len(trained) >= 10
+    assert done.stderr.count("; take framework=custom network=") == len(heads) - len(fitting)
+    assert done.stderr.count("head.teacher=CHECKPOINT") == len(students)
