@@ -11,8 +11,8 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from synthetic import ArraySource
 
-from conftest import ArraySource
 from librobot.data import hdf5_writer, zarr_writer
 from librobot.data.convert import convert
 from librobot.data.detect import detect

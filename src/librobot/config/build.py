@@ -73,6 +73,16 @@ def build_datamodule(cfg: DictConfig) -> DataModule:
     return build(OmegaConf.create(node), "data")
 
 
+def open_source(root: str, format: str | None, options: Sequence[str]) -> Source:
+    """The dataset at `root`, by an option of the `data=` group (None: what its files look like) and KEY=VALUE
+    of its source."""
+    from librobot.config.compose import compose
+    from librobot.data.detect import detect
+
+    chosen = [f"data={format or detect(root)}", f"data.root={root}"]
+    return build_datamodule(compose([*chosen, *(f"data.source.{option}" for option in options)])).source
+
+
 def robots_of(source: Source) -> Sequence[RobotSpec] | None:
     """The robots of a mixture of several; None for one robot."""
     robots = getattr(source, "embodiments", ())

@@ -40,7 +40,7 @@ def convert(
     target: str | Path,
     to: Format,
     *,
-    image_format: Literal["image", "video"] = "image",
+    video: bool = False,
     fps: int | None = None,
     prompt: str | None = None,
     show: bool = True,
@@ -48,7 +48,7 @@ def convert(
     """Write every episode of `source` to the new folder `target`, which appears when it is whole.
 
     Called again after an interruption it goes on with the next episode (the parts lie in TARGET.partial).
-    image_format: "video" encodes pictures, for lerobot only; "image" keeps every pixel. fps: for lerobot,
+    video: encode pictures, for lerobot only; else every pixel is kept. fps: for lerobot,
     whose rate is a whole number, where the source's is not. prompt: instead of the source's instructions.
 
     Raises LibrobotError where `target` exists, the parts are of another conversion, and for episodes that
@@ -67,7 +67,7 @@ def convert(
         "frames": int(source.episode_lengths.sum()),
         "cameras": [[c.name, c.height, c.width] for c in source.spec.cameras],
         "to": to,
-        "image_format": image_format,
+        "video": video,
         "prompt": prompt,
     }
     tasks = _instructions(source) if prompt is None else [prompt] * len(source.episode_lengths)
@@ -77,7 +77,7 @@ def convert(
         if partial.exists() and not record.exists():
             raise LibrobotError(f"{partial}: in the way, and not of a conversion; move it")
         write_json(record, described)
-        writer = _writer(source, partial, to, image_format, fps)
+        writer = _writer(source, partial, to, video, fps)
         _write(source, writer, tasks, target, show)
         partial.rename(target)
         record.unlink()
@@ -85,9 +85,7 @@ def convert(
     return target
 
 
-def _writer(
-    source: Source, folder: Path, to: Format, image_format: Literal["image", "video"], fps: int | None
-) -> EpisodeWriter:
+def _writer(source: Source, folder: Path, to: Format, video: bool, fps: int | None) -> EpisodeWriter:
     if to == "hdf5":
         return Hdf5Writer(folder, source.spec)
     if to == "zarr":
@@ -101,7 +99,12 @@ def _writer(
     kept = ("renderer", "env")
     metadata = {key: source.provenance.get(key) for key in kept}
     return LeRobotWriter(
-        folder, source.spec, fps=int(rate), image_format=image_format, metadata=metadata, resume=True
+        folder,
+        source.spec,
+        fps=int(rate),
+        image_format="video" if video else "image",
+        metadata=metadata,
+        resume=True,
     )
 
 

@@ -90,9 +90,12 @@ class DataModule(lightning.LightningDataModule):
 
     @property
     def source(self) -> Source:
-        """The dataset, opened at first use."""
+        """The dataset, opened at first use. Raises LibrobotError for options that it does not take."""
         if self._source is None:
-            self._source = self._make_source()
+            try:
+                self._source = self._make_source()
+            except (ValueError, TypeError) as error:
+                raise LibrobotError(f"data.source: {error}") from error
         return self._source
 
     @property

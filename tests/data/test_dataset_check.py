@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from synthetic import make_episode
 from test_lerobot_v2 import VIDEO, write_v21
 
-from conftest import make_episode
 from librobot.data.check import check
 from librobot.data.sources.lerobot import LeRobotSource
 from librobot.data.video import encode_video

@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic import ArraySource
 from test_datamodule import Recorder, trainer
 
-from conftest import ArraySource
 from librobot.data.datamodule import DataModule
 from librobot.data.mapped import MappedSource
 from librobot.data.mixture import MixtureSource
