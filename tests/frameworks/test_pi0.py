@@ -176,3 +176,19 @@ def test_overfits_one_batch():
     target = framework.normalizer.normalize("action", data.actions)
     untrained = (target - target.mean()).abs().mean()
     assert (sampled - target).abs().mean() < 0.3 * untrained
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_a_compiled_expert_gives_the_same_actions(framework):
+    compiled = tiny_models.build("pi0", compile="default").eval()
+    compiled.load_weights(framework.state_dict())
+    observation = tiny_models.batch().observation
+    noise = torch.randn(4, tiny_models.HORIZON, framework.action_width)
+    found, expected = (f.sample_actions(observation, noise=noise) for f in (compiled, framework))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_unknown_way_to_compile_is_refused():
+    with pytest.raises(LibrobotError, match="compile must be null or one of default"):
+        tiny_models.build("pi0", compile="fast")

@@ -20,6 +20,8 @@ from librobot.nn.norms import AdaptiveRMSNorm, gated_sum
 from librobot.nn.positions import rotary_angles
 from librobot.vlms.base import Context, Geometry
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
 
 @dataclass
 class Place:
@@ -97,10 +99,19 @@ class ActionExpert(nn.Module):
             for _ in range(geometry.num_layers)
         )
         self.norm = AdaptiveRMSNorm(width, condition_width)
+        self.graphs = False
+
+    def compile_as(self, mode: str) -> None:
+        """Compile the pass over a block, in one of torch.compile's modes."""
+        if mode not in COMPILE_MODES:
+            raise ValueError(f"compile must be null or one of {', '.join(COMPILE_MODES)}, found {mode!r}")
+        self.graphs = mode in ("reduce-overhead", "max-autotune")
+        self.compile(mode=mode)
 
     def place(self, context: Context, count: int) -> Place:
         """The place of a block of `count` tokens behind `context`, with room where no gradient is wanted."""
-        dtype, room = self.layers[0].attention.k_proj.weight.dtype, not torch.is_grad_enabled()
+        dtype = self.layers[0].attention.k_proj.weight.dtype
+        room = not (torch.is_grad_enabled() or self.graphs)  # a CUDA graph must not change its inputs
         positions = context.next_position[:, None] + torch.arange(count, device=context.mask.device)
         seen = functional.pad(context.mask, (0, count), value=True)
         bias = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf)

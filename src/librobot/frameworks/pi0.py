@@ -95,6 +95,7 @@ class Pi0(Framework):
         expert_width: int | None = None,
         expert_mlp_ratio: int = 4,
         picture_size: Sequence[int] | None = None,
+        compile: str | None = None,
         embodiments: Sequence[RobotSpec] | None = None,
     ) -> None:
         for name, value, needed in (
@@ -132,6 +133,8 @@ class Pi0(Framework):
                 rope_theta=vlm.geometry.rope_theta,
             )
         self.make_expert(expert_mlp_ratio * self.width)
+        if compile is not None:
+            self.expert.compile_as(compile)
         self.action_out_proj = nn.Linear(self.width, head.output_width)
         # Only a cache's keys and values are read, so what lies behind the last layer's cannot train, unless
         # the backbone writes tokens.

@@ -65,6 +65,7 @@ class Pi05(Pi0):
         expert_width: int | None = None,
         expert_mlp_ratio: int = 4,
         picture_size: Sequence[int] | None = None,
+        compile: str | None = None,
         state_in_prompt: bool = True,
         modulation: Modulation = "adaln_zero",
         max_prompt_tokens: int = 200,
@@ -73,6 +74,11 @@ class Pi05(Pi0):
     ) -> None:
         if modulation not in get_args(Modulation):
             raise ValueError(f"modulation must be one of {get_args(Modulation)}, found {modulation!r}")
+        if embodiments is not None and len(embodiments) > 1:
+            raise ValueError(
+                f"framework=pi05 writes the state into the prompt by the statistics of one robot, found "
+                f"{len(embodiments)} robots; take framework=pi0"
+            )
         # Before the base's, which makes the expert.
         self.state_in_prompt, self.modulation, self.skip_tokens = state_in_prompt, modulation, skip_tokens
         super().__init__(
@@ -91,6 +97,7 @@ class Pi05(Pi0):
             expert_width=expert_width,
             expert_mlp_ratio=expert_mlp_ratio,
             picture_size=picture_size,
+            compile=compile,
             embodiments=embodiments,
         )
         self.asked = vlm.prompts_as_written(max_prompt_tokens) if state_in_prompt else vlm.processor
