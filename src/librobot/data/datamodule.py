@@ -32,9 +32,10 @@ class DataModule(lightning.LightningDataModule):
 
     source: a built `Source`, or a `SourceFactory` (a `_partial_` node), which is called with `cameras`,
     `image_size` and `cache` when the source is first needed. on_error: "skip" leaves episodes that cannot be
-    read out, counts and reports them. batch_size: per device. val_fraction: the share of episodes, drawn from
-    `seed`, kept for validation. augmentation: applied on the device, in training only. drop_last: leave an
-    incomplete training batch out. prefetch_factor: batches that each worker prepares.
+    read out, and replaces samples that fail later; both are counted and reported. batch_size: per device.
+    val_fraction: the share of episodes, drawn from `seed`, kept for validation. augmentation: applied on the
+    device, in training only. drop_last: leave an incomplete training batch out. prefetch_factor: batches that
+    each worker prepares.
 
     `configure` must be called before the loaders are asked for.
     """
@@ -81,6 +82,8 @@ class DataModule(lightning.LightningDataModule):
             # Lightning then sees that there is no validation; it is a choice, not a mistake to warn of.
             warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        self.on_error = on_error
+        self.skipped = 0  # training samples that could not be read and were replaced
         self._source: Source | None = None
         self._windows: dict[str, int] | None = None
         self._make_processor: Callable[[], Processor | None] = lambda: None
@@ -186,11 +189,19 @@ class DataModule(lightning.LightningDataModule):
             return batch
         if self._train_sampler is not None:
             self._train_sampler.advance(self.trainer.num_training_batches)
+        self.skipped += int(batch.extra.get("skipped", 0))
         if self.augmentation is None:
             return batch
         epoch = self._train_sampler.epoch if self._train_sampler is not None else 0
         # A draw that depends on what the batch is, not on when it comes, is the same after a resume.
         return self.augmentation(batch, seed=(self.seed, epoch, int(batch.extra["rows"][0])))
+
+    def teardown(self, stage: str) -> None:
+        """Say how many samples could not be read."""
+        if stage == "fit" and self.skipped:
+            warnings.warn(
+                f"{self.skipped} training samples could not be read and were replaced", stacklevel=2
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training data are: {} before training."""
@@ -218,7 +229,9 @@ class DataModule(lightning.LightningDataModule):
                 "datamodule.configure(horizon=..., obs_steps=..., make_processor=...) first"
             )
         windows = Windows(self.source.episode_lengths, episodes.tolist(), **self._windows)
-        dataset = WindowDataset(self.source, windows, processor, self.seed if self._goals else None)
+        dataset = WindowDataset(
+            self.source, windows, processor, self.seed if self._goals else None, self.on_error
+        )
         trainer = self.trainer
         order = None
         if shuffle and isinstance(self.source, Mixture):

@@ -24,7 +24,8 @@ OPEN_DECODERS = 8
 
 
 class VideoColumn:
-    """The frames of the video feature `key`. Raises LibrobotError for files that are missing or cut short."""
+    """The frames of the video feature `key`. `problems` says, by episode, which files are missing or cut
+    short."""
 
     def __init__(self, metadata: Metadata, key: str) -> None:
         self.key, self.fps = key, metadata.fps
@@ -40,6 +41,7 @@ class VideoColumn:
         # A float32 timestamp alone is farther off than the tolerance after about half an hour of one episode.
         self.tolerance = TOLERANCE + float(np.spacing(np.float32(timestamps.max(initial=0))))
         self.ends = np.cumsum(self.lengths)
+        self.problems: dict[int, str] = {}
         for file in range(len(files)):
             self._check_file(file)
         self._open = LocalCache(self._open_file, capacity=OPEN_DECODERS)
@@ -69,10 +71,12 @@ class VideoColumn:
         episodes = np.flatnonzero(self.file_of_episode == file)
         needed = np.round(self.begins[episodes] * self.fps).astype(int) + self.lengths[episodes]
         if not path.exists():
-            raise LibrobotError(
+            missing = (
                 f"{path}: missing; expected the video of episodes {episodes[0]} to {episodes[-1]} "
                 f"({needed.max()} frames). Download or copy the dataset again"
             )
+            self.problems |= dict.fromkeys(episodes.tolist(), missing)
+            return
         try:
             short = missing_bytes(path)
             announced = count_frames(path)
@@ -81,7 +85,8 @@ class VideoColumn:
         if short or 0 < announced < needed.max():
             found = count_whole_frames(path) if short else announced
             episode = int(episodes[np.argmax(needed > found)])
-            raise self._cut_short(file, episode, int(needed.max()), found)
+            message = str(self._cut_short(file, episode, int(needed.max()), found))
+            self.problems |= dict.fromkeys(episodes[episodes >= episode].tolist(), message)
 
     def _broken(self, file: int, row: int, message: str, end: bool) -> LibrobotError:
         episode = int(np.searchsorted(self.ends, row, side="right"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from librobot.data.sources.base import Mixture, Source
+from librobot.data.sources.base import Mixture, OnError, Source
+from librobot.errors import LibrobotError
 from librobot.types import Batch, Observation
 
 
@@ -91,9 +93,10 @@ class WindowDataset(Dataset[Batch]):
     identity.
 
     `Batch.extra["rows"]` holds the global frame index of each sample, (b,) int64 numpy, and "progress" the
-    share of its episode that is over at each action, (b, k); of a mixture "dataset" numbers its dataset.
-    With `goal_seed` the observation has goal pictures: a later frame of its episode (Octo's uniform
-    relabelling).
+    share of its episode that is over at each action, (b, k); of a mixture "dataset" numbers its dataset. With
+    on_error="skip" a sample that cannot be read is replaced by another of the batch, with a warning, and
+    "skipped" counts them. With `goal_seed` the observation has goal pictures: a later frame of its episode
+    (Octo's uniform relabelling).
     """
 
     def __init__(
@@ -102,9 +105,10 @@ class WindowDataset(Dataset[Batch]):
         windows: Windows,
         processor: Processor | None = None,
         goal_seed: int | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         self.source, self.windows, self.processor = source, windows, processor
-        self.goal_seed = goal_seed
+        self.goal_seed, self.on_error = goal_seed, on_error
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -113,6 +117,29 @@ class WindowDataset(Dataset[Batch]):
         return self.__getitems__([sample])
 
     def __getitems__(self, samples: Sequence[int]) -> Batch:
+        try:
+            return self._gather(samples)
+        except LibrobotError as error:
+            good = [s for s in samples if self.on_error == "skip" and self._can_be_read(s)]
+            if not good:
+                raise
+            bad = len(samples) - len(good)
+            warnings.warn(
+                f"{bad} of {len(samples)} samples are replaced (on_error=skip): {error}", stacklevel=2
+            )
+            spare = iter(good * len(samples))
+            batch = self._gather([s if s in good else next(spare) for s in samples])
+            batch.extra["skipped"] = bad
+            return batch
+
+    def _can_be_read(self, sample: int) -> bool:
+        try:
+            self._gather([sample])
+        except LibrobotError:
+            return False
+        return True
+
+    def _gather(self, samples: Sequence[int]) -> Batch:
         index = np.asarray(samples, dtype=np.int64)
         seen = self.windows.observation_rows(index)
         num, steps = seen.shape

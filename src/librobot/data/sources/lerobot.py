@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from librobot.data import format as v3
-from librobot.data.frame_cache import fingerprint
+from librobot.data.frame_cache import file_fingerprint, fingerprint
 from librobot.data.metadata import read_metadata
 from librobot.data.sources.base import CacheMode, OnError
-from librobot.data.sources.stored import Column, Episodes, StoredSource, check_options
+from librobot.data.sources.stored import Column, Episodes, StoredSource, check_options, without
 from librobot.data.tables import ImageColumn, read_columns
 from librobot.data.video_column import VideoColumn
 from librobot.errors import LibrobotError, nearest
@@ -64,12 +64,16 @@ class LeRobotSource(StoredSource):
             provenance=self._description(),
             names=(state_key, action_key),
         )
+        problems: dict[int, str] = {}
+        for column in episodes.columns.values():
+            problems |= getattr(column, "problems", {})
+        cached_as = fingerprint(self.metadata, (image_size[0], image_size[1]) if image_size else None)
         super().__init__(
-            episodes,
+            without(episodes, problems, on_error),
             image_size=image_size,
             cache=cache,
             cache_dir=cache_dir,
-            fingerprint=fingerprint(self.metadata, (image_size[0], image_size[1]) if image_size else None),
+            fingerprint=file_fingerprint((), [cached_as, sorted(problems)]) if problems else cached_as,
             on_error=on_error,
         )
 

@@ -103,7 +103,9 @@ class StoredSource:
         if cache == "memmap" and spec.cameras:
             folder = Path(cache_dir or default_cache_dir() / "frames").expanduser()
             name = fingerprint or file_fingerprint(episodes.files, [str(self.root), self.image_size])
-            self._cached = self._build_cache(folder / (name + "".join(f"-{i}" for i in left_out)))
+            self._cached = self._build_cache(
+                folder / (file_fingerprint((), [name, left_out]) if left_out else name)
+            )
 
     def states(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n s"]:
         return self._states[rows]
