@@ -103,7 +103,7 @@ def export(folder: str, split: str, out: Path) -> None:
         raise ValueError(f"no split {split!r}; it has {', '.join(builder.info.splits)}")
     if "steps" not in builder.info.features:
         raise ValueError(f"not RLDS: no feature 'steps'; it has {', '.join(builder.info.features)}")
-    features = dict(flatten_features(builder.info.features["steps"].feature))
+    features = dict(sorted(flatten_features(builder.info.features["steps"].feature)))  # TFDS has no order
     kinds = {path: kind_of(feature) for path, feature in features.items()}
     left_out = {p: kind for p, kind in kinds.items() if kind not in ("numbers", "text", "picture", "encoded")}
     fields: dict[str, Field] = {}
