@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework
+from librobot.frameworks.checkpoint import acting_weights
 from librobot.nn.pretrained import skip_pretrained
 from librobot.requests import check_observation, which_robot
 from librobot.types import Observation, RobotSpec
@@ -46,12 +47,20 @@ class Policy:
         self.provenance = dict(provenance or {})
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: torch.device | str | None = None) -> Policy:
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        device: torch.device | str | None = None,
+        *,
+        weights: Literal["average", "trained"] | None = None,
+    ) -> Policy:
         """Rebuild the policy from what the checkpoint (or a run directory's last one) holds; nothing else is
         needed.
 
-        `device` None takes a CUDA device where there is one. Raises LibrobotError for a file that is not a
-        librobot checkpoint, and for weights that do not fit the configuration stored with them.
+        `device` None takes a CUDA device where there is one. `weights` chooses between the trained weights
+        and their moving average, where the run kept one (callbacks=[default,ema]); None takes what the run
+        says. Raises LibrobotError for a file that is not a librobot checkpoint, and for weights that do not
+        fit the configuration stored with them.
         """
         from librobot.config.build import build_framework  # here: a policy built in Python needs no Hydra
 
@@ -66,7 +75,7 @@ class Policy:
                 config, RobotSpec.from_dict(run["spec"]), robots if len(robots) > 1 else None
             )
         framework.on_load_checkpoint(checkpoint)
-        framework.load_weights(checkpoint["state_dict"])
+        framework.load_weights(acting_weights(checkpoint, weights))
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(framework, config=run["config"], provenance=run["provenance"], device=device)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from librobot.errors import LibrobotError
 
 SHOWN = 8  # names per kind in an error message
+# A checkpoint's key for {"weights": name -> float32, "acts": whether a policy takes them, "updates": n}.
+AVERAGE = "average"
 
 
 def plain(value: Any, place: str) -> Any:
@@ -54,3 +56,22 @@ def fit_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
             f"Use the configuration that it was trained with (its config.yaml), or another checkpoint"
         )
     module.load_state_dict(dict(state_dict), strict=True)
+
+
+def acting_weights(checkpoint: dict[str, Any], weights: str | None = None) -> dict[str, Tensor]:
+    """A checkpoint's `state_dict`, with its average in place where the policy acts with that.
+
+    `weights` is "average", "trained", or None for what the run chose. Raises LibrobotError for an average
+    that is not there.
+    """
+    if weights not in (None, "average", "trained"):
+        raise LibrobotError(f"weights must be 'average' or 'trained', found {weights!r}")
+    stored = checkpoint.get(AVERAGE)
+    if stored is None:
+        if weights == "average":
+            raise LibrobotError(
+                "the checkpoint holds no average of the weights; train with callbacks=[default,ema]"
+            )
+        return checkpoint["state_dict"]
+    average = stored["acts"] if weights is None else weights == "average"
+    return checkpoint["state_dict"] | (stored["weights"] if average else {})
