@@ -6,7 +6,9 @@ the usual names for its sizes.
 
 from __future__ import annotations
 
+import copy
 import fnmatch
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ def options(group: str) -> list[str]:
 def named_options(framework: str) -> dict[str, str]:
     """Group -> option, as the framework's YAML names them: its head, and its other parts."""
     named: dict[str, str] = {}
-    for item in OmegaConf.load(CONF / "framework" / f"{framework}.yaml").defaults:
+    for item in written("framework", framework).defaults:
         if isinstance(item, DictConfig):
             named |= {str(key).split("@")[0].strip("/"): value for key, value in item.items()}
         elif item != "_self_":
@@ -105,11 +107,13 @@ def natural_head(framework: str) -> str:
     return named_options(framework)["head"]
 
 
+@functools.cache
 def head_kind(head: str) -> str:
     """What the head needs: a denoiser, a decoder, or a pair of them."""
     return get_class(load("head", head)._target_).network
 
 
+@functools.cache
 def fits(framework: str, head: str) -> bool:
     """Whether the framework brings the kind of network that the head needs."""
     return head_kind(head) in get_class(load("framework", framework)._target_).brings
@@ -153,9 +157,15 @@ def node(group: str, option: str, **changes: Any) -> dict[str, Any]:
     return (plain if option.endswith("_tiny") else shrink(plain)) | changes
 
 
+@functools.cache
+def written(group: str, option: str) -> DictConfig:
+    """The option's file as it stands. Reading YAML takes longer than most tests."""
+    return OmegaConf.load(CONF / group / f"{option}.yaml")
+
+
 def load(group: str, option: str) -> DictConfig:
     """The option with the options of the same group that it inherits."""
-    own = OmegaConf.load(CONF / group / f"{option}.yaml")
+    own = copy.deepcopy(written(group, option))
     inherited = [name for name in own.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
     return OmegaConf.merge(*(load(group, name) for name in inherited), own)
 
