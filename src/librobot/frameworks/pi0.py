@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -72,7 +72,7 @@ class Condition:
 
 
 class Pi0(Framework):
-    denoiser_parts = (
+    denoiser_parts: ClassVar[tuple[str, ...]] = (
         "expert", "state_proj", "action_in_proj", "action_mlp_in", "time_mlp_in", "action_time_mlp_out",
         "action_out_proj",
     )  # fmt: skip

@@ -46,7 +46,13 @@ Modulation = Literal["adaln_zero", "adaln"]
 class Pi05(Pi0):
     brings: ClassVar[tuple[NetworkKind, ...]] = ("denoiser", "pair")
     several_robots: ClassVar[bool] = False  # the prompt is written by the statistics of one
-    denoiser_parts = ("expert", "action_in_proj", "time_mlp_in", "time_mlp_out", "action_out_proj")
+    denoiser_parts: ClassVar[tuple[str, ...]] = (
+        "expert",
+        "action_in_proj",
+        "time_mlp_in",
+        "time_mlp_out",
+        "action_out_proj",
+    )
 
     def __init__(
         self,
@@ -124,7 +130,8 @@ class Pi05(Pi0):
 
     def make_decoder(self) -> None:
         """The language model that writes the tokens of a chunk, as pi0-FAST's does."""
-        vlm, tokens = writing_vlm(self.vlm, "framework=pi05 with head=hybrid"), self.head.tokens
+        vlm = writing_vlm(self.vlm, "framework=pi05 with head=hybrid")
+        tokens: Any = self.head.tokens
         self.tokens = ActionTokens(vlm, number_of_tokens(tokens), skip=self.skip_tokens)
         words = vlm.vocabulary
         write_in_words(tokens, self.tokens, after=(words.tokenize("|")[-1], words.end))
@@ -162,7 +169,8 @@ class Pi05(Pi0):
     def prompt_writer(self) -> PromptWriter:
         if not self.state_in_prompt:
             return CleanedPrompt()
-        offset, scale = self.normalizer.state_offset, self.normalizer.state_scale
+        statistics: Any = self.normalizer
+        offset, scale = statistics.state_offset, statistics.state_scale
         return StateInPrompt(offset=offset.tolist(), scale=scale.tolist())
 
 

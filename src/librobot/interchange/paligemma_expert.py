@@ -89,9 +89,10 @@ def backbone_files(weights: Mapping[str, Tensor], tokenizer: str) -> dict[str, s
     from librobot.vlms.prompts import token_id
 
     words = load_tokenizer(tokenizer)
-    config = PaliGemmaConfig(**backbone_sizes(weights))
+    sizes = backbone_sizes(weights)
+    config = PaliGemmaConfig(**sizes)
     config.image_token_id = token_id(words, "<image>")
-    side = config.vision_config.image_size
+    side = sizes["vision_config"]["image_size"]
     return text_files(config, words, SiglipImageProcessor(size={"height": side, "width": side}))
 
 

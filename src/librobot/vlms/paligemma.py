@@ -67,10 +67,8 @@ class PaliGemma(PretrainedVLM):
         if any(picture.shape[-2:] != (side, side) for picture in pictures):
             return super().picture_inputs([as_uint8(picture) for picture in pictures], batch_size)
         pixels = torch.stack([p / 255.0 if p.dtype == torch.uint8 else p for p in pictures])
-        mean, std = (
-            pixels.new_tensor(values)[:, None, None]
-            for values in (self.picture_processor.image_mean, self.picture_processor.image_std)
-        )
+        shown: Any = self.picture_processor
+        mean, std = (pixels.new_tensor(v)[:, None, None] for v in (shown.image_mean, shown.image_std))
         return {"pixel_values": (pixels - mean) / std}
 
     def tokens_per_picture(self) -> int:

@@ -6,7 +6,8 @@ A family adds its classes, its prompt and the number of tokens of a picture. The
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -83,13 +84,12 @@ class PretrainedVLM(AssembledVLM):
             self.norm.register_forward_pre_hook(self._keep_norm_input)
         self.processor = self.make_processor(max_prompt_tokens)
         self._freeze(freeze, train_last_layers)
-        # What runs again or was compiled goes to its end.
-        self.stops_early = self.can_stop and not (gradient_checkpointing or compile)
+        self.stops_early = self.can_stop and not gradient_checkpointing  # what runs again goes to its end
         if gradient_checkpointing:
             recompute(self.blocks)
             recompute(self.vision_blocks)
         if compile:
-            for block in self.blocks:
+            for block in self.blocks[: len(self.blocks) - self.can_stop]:  # the last one may not end
                 block.compile()
 
     # What a family may override.
@@ -165,9 +165,7 @@ class PretrainedVLM(AssembledVLM):
         inputs, mask = self._inputs(observation)
         wanted, count = self.wanted(layers), len(self.blocks) + 1
         cache = PrefixCache(len(self.blocks), stop=self.stops_early and not wanted)
-        entering: list[Tensor] = []
-        watch = self.blocks[-1].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
-        try:
+        with self._watched_end(cache.stop) as entering:
             out = self.model.model(
                 input_ids=inputs["input_ids"],
                 attention_mask=self.prefix_mask(mask),
@@ -178,11 +176,10 @@ class PretrainedVLM(AssembledVLM):
                 **self.text_inputs(inputs),
                 **self._pictures(observation),
             )
+        if entering:
+            last = entering[0]
+        else:
             last = out.last_hidden_state if self.final_norm else self._taken_before_norm()
-        except FullCache:
-            out, last = None, entering[0]
-        finally:
-            watch.remove()
         hidden = tuple(last if layer == count - 1 else out.hidden_states[layer] for layer in wanted)
         keys, values = cache.taken()
         return Context(
@@ -194,6 +191,20 @@ class PretrainedVLM(AssembledVLM):
             next_position=inputs["next_position"],
             pictures=inputs["camera"] > 0,
         )
+
+    @contextmanager
+    def _watched_end(self, stops: bool) -> Iterator[list[Tensor]]:
+        """The residual stream that enters the last block, where the pass stops inside it."""
+        entering: list[Tensor] = []
+        if not stops:
+            yield entering
+            return
+        watch = self.blocks[-1].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
+        try:
+            with suppress(FullCache):
+                yield entering
+        finally:
+            watch.remove()
 
     def wanted(self, layers: Sequence[int]) -> list[int]:
         """Hidden states counted from the embedded input. Raises ValueError where there is no such state."""

@@ -101,8 +101,8 @@ def exported(
 ) -> Exported:
     """`own` are the values of config.json that the two policies have not in common; `text_steps` make tokens
     of the instruction, before the normalizer for pi0 and behind it for pi0.5."""
-    framework, head = policy.framework, policy.framework.head
-    vlm: Any = framework.vlm
+    framework: Any = policy.framework
+    head, vlm = framework.head, framework.vlm
     assert isinstance(head, FlowMatching)
     normalizer: Mapping[str, Any] = {"registry_name": NORMALIZER}
     beginning: list[Mapping[str, Any]] = [
