@@ -153,6 +153,9 @@ class Pi0(Framework):
             # Of [action, time] the time is the same for a whole chunk: its half of the product is made once.
             self.action_mlp_in = nn.Linear(self.width, self.width)
             self.time_mlp_in = nn.Linear(self.width, self.width, bias=False)
+            with torch.no_grad():  # as one layer of twice the inputs starts
+                for half in (self.action_mlp_in, self.time_mlp_in):
+                    half.weight.mul_(0.5**0.5)
             self.action_time_mlp_out = nn.Linear(self.width, self.width)
         else:
             self.action_token = nn.Parameter(torch.randn(self.width))
