@@ -52,8 +52,8 @@ def test_parameter_groups(tmp_path):
     assert rate["vlm.towers.0.stem.weight"] == pytest.approx(5e-4)
     assert not [n for n in rate if n.startswith("vlm.sentence")]
     assert decays["vlm.towers.0.stem.weight"]
-    assert decays["expert.0.mlp.gate.weight"]
-    for spared in ("vlm.text.table.weight", "expert.0.mlp_norm.scale", "action_out_proj.bias"):
+    assert decays["expert.layers.0.mlp.gate.weight"]
+    for spared in ("vlm.text.table.weight", "expert.layers.0.mlp_norm.plain.scale", "action_out_proj.bias"):
         assert not decays[spared], spared
 
 

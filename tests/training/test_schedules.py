@@ -77,3 +77,24 @@ def test_optimizers_take_groups_and_descend(factory):
         parameter.square().sum().backward()
         optimizer.step()
     assert parameter.item() < 2.9
+
+
+def test_rsqrt_as_published_for_octo():
+    seen = rates(schedules.rsqrt, 8, total_steps=None, warmup_steps=2, timescale=4)
+    assert seen == pytest.approx([2 / 3, 4 / 3, *(2 * (4 / (4 + n)) ** 0.5 for n in range(6))])
+
+
+def test_one_cycle_is_torchs():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2.0, total_steps=10, cycle_momentum=False)
+    expected = []
+    for _ in range(10):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(expected) < 10:
+            theirs.step()
+    seen = rates(schedules.one_cycle, 12, total_steps=10)
+    assert seen[:10] == pytest.approx(expected)
+    assert seen[10:] == pytest.approx([8e-6, 8e-6])  # where torch's would raise
+    with pytest.raises(LibrobotError, match="max_steps"):
+        rates(schedules.one_cycle, total_steps=None)

@@ -17,7 +17,7 @@ from librobot.errors import LibrobotError, nearest
 Group = dict[str, Any]
 # Keys that the configurations of earlier versions lack, or that only some frameworks name.
 PARTS = ("network", "state_encoder", "history", "fusion")
-OPTIONAL = ("adapter", *PARTS)
+OPTIONAL = ("adapter", "param_groups", *PARTS)
 
 
 @dataclass
@@ -41,6 +41,7 @@ class TrainConfig:
     history: Group | None = None
     fusion: Group | None = None
     optim: Group = MISSING
+    param_groups: Group | None = None
     scheduler: Group = MISSING
     trainer: Group = MISSING
     callbacks: Group = MISSING

@@ -18,7 +18,7 @@ from librobot import __version__
 from librobot.errors import LibrobotError, nearest
 from librobot.frameworks.checkpoint import fit_state_dict, plain
 from librobot.frameworks.embodiments import Embodiments
-from librobot.frameworks.groups import parameter_groups
+from librobot.frameworks.groups import ParameterGroups
 from librobot.frameworks.randomness import seed_step
 from librobot.heads.base import ActionHead, NetworkKind
 from librobot.losses import l1
@@ -105,6 +105,7 @@ class Framework(LightningModule):
         self._scheduler = scheduler
         self._freeze = tuple(freeze)
         self._lr_multipliers = dict(lr_multipliers or {})
+        self.param_groups = ParameterGroups()
         self._config: dict[str, Any] = {}
         self._provenance: dict[str, Any] = {}
         self._seed = 0
@@ -325,29 +326,28 @@ class Framework(LightningModule):
             self.log(f"train/{name}", value, batch_size=batch.batch_size)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss, and how far sampled actions are from the demonstrated ones (mean absolute error,
-        normalised). The same random numbers every time, so that two epochs' values compare."""
+        normalised). The same random numbers every time, so that two epochs' values compare.
+
+        Callbacks get both actions, (b, k, a) in physical units and normalised, and which numbers are real.
+        """
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(batch_idx)
             loss, metrics = self.compute_loss(batch)
             sampled = self.sample_actions(batch.observation)
         ids, future = batch.observation.embodiment, slice(-self.action_offset, None)
-        sampled, target = (
-            self.normalizer.normalize("action", x, ids) for x in (sampled, batch.actions[:, future])
-        )
-        metrics = metrics | {
-            "loss": loss,
-            "action_error": l1(sampled, target, self.real_actions(batch)[:, future]).mean(),
-        }
-        for name, value in metrics.items():
+        target, real = batch.actions[:, future], self.real_actions(batch)[:, future]
+        out = {"sampled": sampled, "target": target, "real": real}
+        for name in ("sampled", "target"):
+            out[f"{name}_normalized"] = self.normalizer.normalize("action", out[name], ids)
+        error = l1(out["sampled_normalized"], out["target_normalized"], real).mean()
+        for name, value in (metrics | {"loss": loss, "action_error": error}).items():
             self.log(f"val/{name}", value, batch_size=batch.batch_size, sync_dist=True)
+        return out
 
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(
-            self, {part: self.named_part(part) for part in self._lr_multipliers}, self._lr_multipliers
-        )
-        optimizer = self._optimizer(groups)
+        optimizer = self._optimizer(self.param_groups(self, self._lr_multipliers))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_multiplier"]
         steps = self.trainer.estimated_stepping_batches

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch.optim import SGD, AdamW
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from librobot.errors import require
 
@@ -26,15 +27,41 @@ def adamw(
 ) -> AdamW:
     """AdamW (Loshchilov and Hutter 2019).
 
-    `fused` None takes torch's fused kernel, one launch for all tensors; it changes rounding, not the method.
+    `fused` None takes torch's fused kernel, one launch for all tensors, where the device has it; it changes
+    rounding, not the method.
     """
+    groups = listed(params)
     return AdamW(
-        params,
+        groups,
         lr=lr,
         betas=(betas[0], betas[1]),
         eps=eps,
         weight_decay=weight_decay,
-        fused=True if fused is None else fused,
+        fused=has_fused(groups) if fused is None else fused,
+    )
+
+
+def adamw_8bit(
+    params: Iterable[dict[str, Any]],
+    *,
+    lr: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+    min_8bit_size: int = 4096,
+) -> torch.optim.Optimizer:
+    """AdamW whose moments are kept in eight bits, in blocks with a scale each (Dettmers et al. 2022).
+
+    Tensors of fewer than `min_8bit_size` numbers keep theirs in 32 bits.
+    """
+    bitsandbytes = require("bitsandbytes", "bnb")
+    return bitsandbytes.optim.AdamW8bit(
+        listed(params),
+        lr=lr,
+        betas=(betas[0], betas[1]),
+        eps=eps,
+        weight_decay=weight_decay,
+        min_8bit_size=min_8bit_size,
     )
 
 
@@ -54,7 +81,7 @@ def paged_adamw(
     bitsandbytes = require("bitsandbytes", "bnb")
     if bits not in (8, 32):
         raise ValueError(f"bits must be 8 or 32, found {bits}")
-    groups = [group | {"params": list(group["params"])} for group in params]
+    groups = listed(params)
     if any(parameter.device.type == "cpu" for group in groups for parameter in group["params"]):
         warnings.warn(
             "optim=paged_adamw pages a GPU's memory; on a CPU optim=adamw takes its place", stacklevel=2
@@ -74,3 +101,14 @@ def sgd(
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum."""
     return SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+
+def listed(params: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups that can be gone through more than once."""
+    return [group | {"params": list(group["params"])} for group in params]
+
+
+def has_fused(groups: Iterable[dict[str, Any]]) -> bool:
+    """Whether torch's fused kernels exist for all the parameters."""
+    supported = _get_fused_kernels_supported_devices()
+    return all(p.is_floating_point() and p.device.type in supported for g in groups for p in g["params"])

@@ -12,7 +12,14 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
 
-from librobot.config.build import build_datamodule, build_framework, build_spec, build_trainer, robots_of
+from librobot.config.build import (
+    build,
+    build_datamodule,
+    build_framework,
+    build_spec,
+    build_trainer,
+    robots_of,
+)
 from librobot.config.check import check
 from librobot.config.compose import resolve
 from librobot.data.sources.base import Mixture
@@ -34,6 +41,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     source = datamodule.source
     robots = robots_of(source)
     framework = build_framework(cfg, build_spec(cfg, source), robots)
+    if cfg.get("param_groups"):
+        framework.param_groups = build(cfg.param_groups, "param_groups")
     datamodule.configure(
         horizon=framework.horizon,
         obs_steps=framework.obs_steps,

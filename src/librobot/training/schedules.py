@@ -78,6 +78,46 @@ def warmup_stable_decay(
     return _schedule(optimizer, warmup_steps, factor)
 
 
+def rsqrt(
+    optimizer: Optimizer, *, total_steps: int | None, warmup_steps: int = 0, timescale: float = 10_000
+) -> LambdaLR:
+    """Warm-up, then 1 / sqrt(1 + (step - warmup_steps) / timescale), as published for Octo (Zhai et al.
+    2022): training may end, or go on, at any step."""
+    if timescale <= 0:
+        raise ValueError(f"timescale must be above 0, found {timescale}")
+    return _schedule(
+        optimizer, warmup_steps, lambda step: (1.0 + max(0, step - warmup_steps) / timescale) ** -0.5
+    )
+
+
+def one_cycle(
+    optimizer: Optimizer,
+    *,
+    total_steps: int | None,
+    decay_steps: int | None = None,
+    warmup_fraction: float = 0.3,
+    initial_factor: float = 0.04,
+    final_factor: float = 4e-6,
+) -> LambdaLR:
+    """Half a cosine up from `initial_factor` over `warmup_fraction` of training, and one down to
+    `final_factor` (Smith and Topin 2019; the defaults and shape of torch's OneCycleLR, without its cycle of
+    the momentum)."""
+    if not 0 < warmup_fraction < 1:
+        raise ValueError(f"warmup_fraction must lie in (0, 1), found {warmup_fraction}")
+    end = _end("one_cycle", total_steps, decay_steps) - 1  # the last step's own number
+    top = warmup_fraction * (end + 1) - 1
+
+    def between(first: float, last: float, progress: float) -> float:
+        return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def factor(step: int) -> float:
+        if step < top:
+            return between(initial_factor, 1.0, step / top)
+        return between(1.0, final_factor, min(1.0, (step - top) / max(1.0, end - top)))
+
+    return _schedule(optimizer, 0, factor)
+
+
 def _schedule(optimizer: Optimizer, warmup_steps: int, factor: Callable[[int], float]) -> LambdaLR:
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps must not be negative, found {warmup_steps}")
