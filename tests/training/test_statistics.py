@@ -50,7 +50,7 @@ class TwoRobots(Framework):
         )
         self.logged = {}
 
-    def log(self, name, value):
+    def log(self, name, value, sync_dist):
         self.logged[name] = float(value)
 
 

@@ -50,7 +50,10 @@ class ActionErrors(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Framework)
-        if trainer.world_size > 1:
+        several = (
+            trainer.world_size > 1
+        )  # every process then has the same numbers, which Lightning cannot know
+        if several:
             device = trainer.strategy.root_device
             self.sums = trainer.strategy.reduce(self.sums.float().to(device), reduce_op="sum").double().cpu()
         robots = pl_module.embodiments
@@ -60,9 +63,13 @@ class ActionErrors(Callback):
                 continue  # no sample of this robot, in any process
             place = f"/{robot.name}" if len(robots) > 1 else ""
             for dim, error, seen in zip(robot.action, physical, count, strict=False):
-                pl_module.log(f"val/error{place}/{dim.name}", (error / seen.clamp_min(1)).float())
+                pl_module.log(
+                    f"val/error{place}/{dim.name}", (error / seen.clamp_min(1)).float(), sync_dist=several
+                )
             if place:
-                pl_module.log(f"val/action_error{place}", (normalized.sum() / count.sum()).float())
+                pl_module.log(
+                    f"val/action_error{place}", (normalized.sum() / count.sum()).float(), sync_dist=several
+                )
 
 
 class GradientNorms(Callback):
