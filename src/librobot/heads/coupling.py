@@ -9,6 +9,8 @@ of conditions"): noise changes places between alike situations only.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -28,6 +30,7 @@ def optimal_partners(
     the squared distance of the two samples' `features`; each kind of distance is divided by its mean over
     all pairs, so that the weight has no unit.
     """
+    os.environ.setdefault("POT_BACKEND_DISABLE_TENSORFLOW", "1")  # else POT loads it where it finds it
     import ot
 
     count = len(noise)
