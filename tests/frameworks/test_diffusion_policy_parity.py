@@ -64,6 +64,7 @@ def reference(**changes):
 
 def built(head: str = "ddpm_100", **changes):
     options = {"horizon": HORIZON, "obs_steps": OBS_STEPS, "crop": list(CROP), "level_width": 16}
+    options["resize"] = None
     ours = tiny_models.build("diffusion_policy", head, **options | changes)
     for encoder in ours.encoders:
         encoder.train(False)  # crops at the centre, as the reference does

@@ -133,7 +133,7 @@ def test_bins_count_where_the_mask_is_true_and_as_weighted():
     mask[1, 0, 0] = False
     held = actions.clone()
     held[0, 2:] = held[0, 1]
-    held[1, 0, 0] = 0.0
+    held[1, 0, 0] = held[1, 1, 0]
     ids = head.tokenizer.encode(held)[0]
     error = -network(ids, context(2)).log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
     weights = (mask * torch.tensor([1.0, 3.0])).flatten(1)

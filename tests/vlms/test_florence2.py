@@ -274,7 +274,8 @@ def test_cached_sampling_equals_recomputation(policy):
 
     drawn = policy.head.sample(recomputing, None, tuple(noise.shape), noise=noise, num_steps=10)
     assert len(calls) == 22
-    assert torch.equal(once, policy.physical_actions(drawn[..., : tiny_models.SPEC.action_dim]))
+    again = policy.physical_actions(drawn[..., : tiny_models.SPEC.action_dim], observation)
+    assert torch.equal(once, again)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ PUBLISHED = {
     "llava_13b": 13_350_000_000,
     "paligemma": 2_923_466_480,
     "paligemma2": 3_032_242_416,
+    "prismatic": 7_541_237_184,  # OpenVLA's; ours lacks the vision layers that nothing reads
     "qwen2vl": 2_208_985_600,
     "qwen2vl_7b": 8_291_375_616,
     "qwen25vl": 3_754_622_976,
@@ -33,6 +34,7 @@ PUBLISHED = {
     "qwen3vl": 2_127_532_032,
     "qwen3vl_4b": 4_437_815_808,
     "qwen3vl_8b": 8_767_123_696,
+    "smolvla": 350_165_184,  # its part of smolvla_base: 16 layers of SmolVLM2
     "smolvlm2": 507_482_304,
     "smolvlm2_256m": 256_484_928,
     "smolvlm2_2b": 2_246_784_880,

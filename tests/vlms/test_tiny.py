@@ -38,6 +38,7 @@ def test_pictures_are_resized_inside():
     observation = observe(vlm, ["open"])
     small = {
         name: functional.interpolate(image[:, 0].float(), (32, 32), mode="bilinear", antialias=True)[:, None]
+        / 255
         for name, image in observation.images.items()
     }
     torch.testing.assert_close(vlm(observation).hidden, vlm(replace(observation, images=small)).hidden)

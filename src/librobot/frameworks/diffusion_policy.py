@@ -268,11 +268,11 @@ class DiffusionPolicy(Framework):
         """One camera's features; zeros where it is absent."""
         pixels = observation.images[name]
         b, present = len(pixels), observation.image_mask[name]
-        pixels = rearrange(pixels, "b t c h w -> (b t) c h w").to(self.compute_dtype)
+        pixels = rearrange(pixels, "b t c h w -> (b t) c h w").float()
         if self.resize is not None:
             pixels = functional.interpolate(
                 pixels, tuple(self.resize), mode="bilinear", align_corners=False, antialias=True
             )
         encoder = self.encoders[index if len(self.encoders) > 1 else 0]
-        features = rearrange(encoder(pixels, index), "(b t) f -> b t f", b=b)
+        features = rearrange(encoder(pixels.to(self.compute_dtype), index), "(b t) f -> b t f", b=b)
         return features.masked_fill(~present[:, None, None], 0.0)

@@ -43,7 +43,7 @@ class StateInPrompt:
 
     def __call__(self, prompts: list[str], state: Float[Tensor, "b t s"]) -> list[str]:
         offset, scale = (np.asarray(x, dtype=np.float32) for x in (self.offset, self.scale))
-        bins = state_bins((state.cpu().numpy()[:, -1].astype(np.float32) - offset) / scale)
+        bins = state_bins((state.float().cpu().numpy()[:, -1] - offset) / scale)
         return [
             f"Task: {cleaned(prompt)}, State: {' '.join(map(str, row))};\nAction: "
             for prompt, row in zip(prompts, bins, strict=True)

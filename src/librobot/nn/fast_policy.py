@@ -71,11 +71,11 @@ class FastEncoder(nn.Module):
 
     def _resized(self, picture: Tensor) -> Float[Tensor, "b c h w"]:
         """uint8 of any size to [-1, 1] at the model's size (floats in [0, 1] too)."""
-        pixels = picture / 127.5 - 1.0 if not picture.is_floating_point() else picture * 2.0 - 1.0
+        pixels = picture.float() * (2.0 if picture.is_floating_point() else 1 / 127.5) - 1.0
         size = (self.image_size, self.image_size)
-        if pixels.shape[-2:] == size:
-            return pixels
-        return functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+        if pixels.shape[-2:] != size:
+            pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+        return pixels.to(next(self.parameters()).dtype)
 
 
 class FastDecoder(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from einops import pack, unpack
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -58,7 +57,7 @@ def crop_area(
     side = area**0.5
     flat = images.flatten(0, 1)
     flat = flat.float() if images.is_floating_point() else flat.float() / 255.0
-    theta = torch.zeros(b, 2, 3, device=flat.device)
+    theta = flat.new_zeros(b, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = side
     if shift is not None:
         theta[:, :, 2] = (1.0 - side) * shift.to(theta)
