@@ -22,7 +22,8 @@ from librobot.evaluation.run import evaluate
 from librobot.policy import Policy
 
 HERE = Path(__file__).parent
-EVALUATION = ("episodes=100", "kinds=[reach,press]", "execute_steps=8", "controls=[]", "videos_per_kind=1")
+EVALUATION = ("episodes=100", "kinds=[reach,press]", "controls=[]", "videos_per_kind=1")
+EXECUTED = 8  # steps of each chunk, or all of a shorter one
 CALLS = 20  # of which the median is the time of a chunk
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 GOAL = 0.7
@@ -32,9 +33,11 @@ def main(runs: Path) -> None:
     rows = []
     for metrics in sorted(runs.glob("*/metrics.json")):
         run = metrics.parent
+        policy = Policy.from_checkpoint(run, device="cpu")
         if not (run / "eval.json").exists():
-            evaluate(compose([f"ckpt={run}", f"output_dir={run}", *EVALUATION], "eval"))
-        rows.append(row(run, json.loads(metrics.read_text())))
+            steps = f"execute_steps={min(EXECUTED, policy.horizon)}"
+            evaluate(compose([f"ckpt={run}", f"output_dir={run}", steps, *EVALUATION], "eval"))
+        rows.append(row(run, policy, json.loads(metrics.read_text())))
     if not rows:
         sys.exit(f"{runs}: no finished run; first librobot-train -m experiment=demo_suite/act,...")
     rows.sort(key=lambda each: -each["success"])
@@ -46,10 +49,9 @@ def main(runs: Path) -> None:
     print(table(rows))
 
 
-def row(run: Path, metrics: dict[str, float]) -> dict[str, Any]:
+def row(run: Path, policy: Policy, metrics: dict[str, float]) -> dict[str, Any]:
     """What the table says of one run."""
     result = json.loads((run / "eval.json").read_text())
-    policy = Policy.from_checkpoint(run, device="cpu")
     return {
         "name": run.name,
         "success": result["success"],
