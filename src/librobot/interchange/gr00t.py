@@ -20,9 +20,8 @@ from torch import Tensor
 from librobot.errors import LibrobotError, nearest
 from librobot.interchange import gr00t_config as configs
 from librobot.interchange.base import Imported, ImportOptions
-from librobot.interchange.gr00t_config import read_json
+from librobot.interchange.files import read_json, read_tensors
 from librobot.interchange.gr00t_weights import EAGLE, QWEN, weight_map, with_tied
-from librobot.interchange.lerobot.folder import read_tensors
 from librobot.normalize import Statistics
 from librobot.types import Camera, Dim, RobotSpec
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from librobot.errors import LibrobotError
+from librobot.interchange.files import read_json
 from librobot.vlms.loading import hub_errors, load_config, load_tokenizer, text_files
 
 TOKENIZER_N17 = "nvidia/Cosmos-Reason2-2B"
@@ -32,21 +32,6 @@ PUBLISHED_N17: dict[str, Any] = {
     "state_dropout_prob": 0.2,
 }
 """config.json of nvidia/GR00T-N1.7-3B, as far as it differs from what `head_values` takes for granted."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of the checkpoint. Raises LibrobotError where it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LibrobotError(
-            f"{path}: expected a file of the checkpoint, found none; is the download complete?"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise LibrobotError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(found, dict):
-        raise LibrobotError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
 
 
 def head_values(config: Mapping[str, Any], place: Path) -> dict[str, Any]:

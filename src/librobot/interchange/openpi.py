@@ -10,7 +10,6 @@ pi0.5 is told by its tensors. Its `pi05_libero` does not read the state, which n
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from librobot.errors import LibrobotError, nearest
 from librobot.interchange import paligemma_expert as table
 from librobot.interchange.base import Imported, ImportOptions
+from librobot.interchange.files import read_json, read_tensors
 from librobot.types import Camera, Dim, RobotSpec
 
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
@@ -31,14 +31,12 @@ def fits(folder: Path) -> bool:
     path = folder / "config.json"
     if not path.is_file() or not (folder / "model.safetensors").is_file():
         return False
-    config = _json(path)
+    config = read_json(path)
     return "action_horizon" in config and "action_expert_variant" in config
 
 
 def read(folder: Path, options: ImportOptions) -> Imported:
-    from librobot.interchange.lerobot.folder import read_tensors
-
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     path = folder / "model.safetensors"
     theirs = read_tensors(path)
     pi05 = "time_mlp_in.weight" in theirs
@@ -90,7 +88,7 @@ def read_statistics(folder: Path, asset: str | None, *, quantiles: bool) -> dict
     name = next(iter(found)) if asset is None else asset
     if name not in found:
         raise LibrobotError(f"{folder / 'assets'}: no statistics {name!r}; {nearest(name, found)}")
-    stored = _json(found[name]).get("norm_stats", {})
+    stored = read_json(found[name]).get("norm_stats", {})
     statistics = {}
     for ours, theirs in (("state", "state"), ("action", "actions")):
         own = {key: value for key, value in stored.get(theirs, {}).items() if value is not None}
@@ -106,10 +104,3 @@ def read_statistics(folder: Path, asset: str | None, *, quantiles: bool) -> dict
             arrays["q99"] = arrays["q99"] + EPSILON
         statistics[ours] = arrays
     return table.with_ranges(statistics)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise LibrobotError(f"{path}: not a readable JSON object ({error})") from error

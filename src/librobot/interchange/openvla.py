@@ -6,7 +6,6 @@ for OFT+ `vision_backbone--*.pt`, whose layers hold FiLM beside what they were.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from librobot.errors import LibrobotError, nearest
 from librobot.interchange.base import Imported, ImportOptions
+from librobot.interchange.files import read_json, read_tensors
 from librobot.interchange.weights import Rule, WeightMap
 from librobot.types import Camera, Dim, DimKind, RobotSpec
 
@@ -30,7 +30,7 @@ CAMERA_SIZE = 224
 
 def fits(folder: Path) -> bool:
     path = folder / "config.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == "openvla"
+    return path.is_file() and read_json(path).get("model_type") == "openvla"
 
 
 def read(folder: Path, options: ImportOptions) -> Imported:
@@ -39,7 +39,7 @@ def read(folder: Path, options: ImportOptions) -> Imported:
     from librobot.vlms.prismatic import IMAGE, Prismatic, convert_config
     from librobot.vlms.prompts import token_id
 
-    published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    published = read_json(folder / "config.json")
     key, statistics = chosen_statistics(folder, published, options)
     extra = {name: found for name in EXTRA if (found := newest(folder, name)) is not None}
     oft, film = "action_head" in extra, "vision_backbone" in extra
@@ -128,7 +128,7 @@ def chosen_statistics(
     path = folder / "dataset_statistics.json"
     every = published.get("norm_stats") or {}
     if path.is_file():
-        every = json.loads(path.read_text(encoding="utf-8"))
+        every = read_json(path)
     key = options.embodiment
     if key is None and len(every) == 1:
         key = next(iter(every))
@@ -174,14 +174,12 @@ def spec_of(
 
 
 def read_shards(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise LibrobotError(f"{folder}: expected *.safetensors, found none; is the download complete?")
     found: dict[str, Tensor] = {}
     for path in paths:
-        found |= load_file(path)
+        found |= read_tensors(path)
     return found
 
 

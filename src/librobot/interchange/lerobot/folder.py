@@ -17,6 +17,7 @@ from torch import Tensor
 
 from librobot.errors import LibrobotError
 from librobot.interchange.base import ImportOptions
+from librobot.interchange.files import read_json, read_tensors
 from librobot.policy import Policy
 from librobot.types import Camera, Dim, RobotSpec
 
@@ -37,7 +38,7 @@ class LeRobotFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config: dict[str, Any] = _json(path / "config.json")
+        self.config: dict[str, Any] = read_json(path / "config.json")
         self.type = str(self.config.get("type"))
 
     @staticmethod
@@ -46,7 +47,7 @@ class LeRobotFolder:
         path = folder / "config.json"
         if not path.is_file():
             return False
-        config = _json(path)
+        config = read_json(path)
         return "type" in config and "output_features" in config
 
     def weights(self) -> dict[str, Tensor]:
@@ -56,7 +57,7 @@ class LeRobotFolder:
     @cached_property
     def statistics(self) -> dict[str, dict[str, np.ndarray]]:
         """Feature -> statistic -> values, from the preprocessor's normalizer."""
-        steps = _json(self.path / "policy_preprocessor.json").get("steps", [])
+        steps = read_json(self.path / "policy_preprocessor.json").get("steps", [])
         step = next((step for step in steps if step.get("registry_name") == NORMALIZER), None)
         if step is None or "state_file" not in step:
             path = self.path / "policy_preprocessor.json"
@@ -266,23 +267,6 @@ def write_folder(exported: Exported, policy: Policy, folder: Path) -> None:
     partial.replace(folder)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file. Raises LibrobotError where it is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise LibrobotError(
-            f"{path}: expected a file of the checkpoint, found none; is the download complete?"
-        )
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise LibrobotError(
-            f"{path}: not a readable safetensors file ({error}); load it down again"
-        ) from error
-
-
 def _write_steps(
     folder: Path,
     name: str,
@@ -302,20 +286,6 @@ def _write_steps(
             save_file(dict(statistics), folder / made["state_file"])
         written.append(made)
     _write_json(folder / f"{name}.json", {"name": name, "steps": written})
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LibrobotError(
-            f"{path}: expected a file of the checkpoint, found none; is the download complete?"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise LibrobotError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(found, dict):
-        raise LibrobotError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
 
 
 def _write_json(path: Path, value: Any) -> None:

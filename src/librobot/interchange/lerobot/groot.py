@@ -11,8 +11,9 @@ from typing import Any
 from librobot.errors import LibrobotError
 from librobot.interchange import gr00t_config as configs
 from librobot.interchange.base import Imported, ImportOptions
+from librobot.interchange.files import read_json, read_tensors
 from librobot.interchange.gr00t_weights import weight_map, with_tied
-from librobot.interchange.lerobot.folder import ACTION, STATE, LeRobotFolder, read_tensors
+from librobot.interchange.lerobot.folder import ACTION, STATE, LeRobotFolder
 
 PREFIX = "_groot_model."
 PACK, ENCODE = "groot_n1_7_pack_inputs_v1", "groot_n1_7_vlm_encode_v1"
@@ -28,7 +29,7 @@ def read(folder: LeRobotFolder, options: ImportOptions) -> Imported:
             f"choose a checkpoint with use_relative_actions=false"
         )
     base = Path(config["base_model_path"]).expanduser() / "config.json"
-    sizes = configs.read_json(base) if base.is_file() else configs.PUBLISHED_N17
+    sizes = read_json(base) if base.is_file() else configs.PUBLISHED_N17
     values = configs.n17_values(sizes, base if base.is_file() else place)
     size, crop = encode.get("image_target_size"), encode.get("image_crop_size")
     share = encode.get("crop_fraction") or (crop[0] / size[0] if size and crop else 1.0)
@@ -71,7 +72,7 @@ def read(folder: LeRobotFolder, options: ImportOptions) -> Imported:
 def step(folder: LeRobotFolder, name: str) -> dict[str, Any]:
     """A step of the preprocessor. Raises LibrobotError where there is none."""
     path = folder.path / "policy_preprocessor.json"
-    steps = configs.read_json(path).get("steps", [])
+    steps = read_json(path).get("steps", [])
     found = next((item for item in steps if item.get("registry_name") == name), None)
     if found is None or (name == PACK and "state_file" not in found):
         raise LibrobotError(
