@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import open_dict
+from small_runs import RUN, losses, rows, train
 
 import tiny_models
-from conftest import RUN, losses, rows, train
 from librobot.config.compose import compose, read, write
 from librobot.policy import Policy
 from librobot.training.launch import place

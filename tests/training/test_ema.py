@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from small_runs import fit, rows
 
-from conftest import fit, rows
 from librobot.errors import LibrobotError
 from librobot.policy import Policy
 from librobot.training.callbacks.ema import EMA

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from small_runs import fit, rows
 
-from conftest import fit, rows
 from librobot.errors import LibrobotError
 
 EVERY = ["callbacks.checkpoints.keep_every_n_steps=1", "optim.lr=1e-3"]

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_runs import fit
 
-from conftest import fit
 from librobot.training.callbacks.guards import Diverged, StopOnNaN
 from librobot.training.quiet import LOGGER, WARNINGS, is_news, quieten
 

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from conftest import fit, rows, start, tiny, train
+from small_runs import fit, rows, start, tiny, train
 
 LAST = "checkpoints/last.ckpt"
 NOISE = [

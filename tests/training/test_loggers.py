@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_runs import fit, losses, rows
 
-from conftest import fit, losses, rows
 from librobot.training.loggers import CSVLogger, wandb_logger
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import open_dict
+from small_runs import losses, rows, tiny
 
-from conftest import losses, rows, tiny
 from librobot.config.compose import compose, read, write
 from librobot.data.writer import LeRobotWriter
 from librobot.errors import LibrobotError

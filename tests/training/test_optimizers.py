@@ -4,9 +4,9 @@ import functools
 
 import pytest
 import torch
+from small_runs import fit, rows
 
 import tiny_models
-from conftest import fit, rows
 from librobot.errors import LibrobotError
 from librobot.frameworks.groups import ParameterGroups
 from librobot.training import optimizers

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from small_runs import FRAMES, fit, losses, rows
 
-from conftest import FRAMES, fit, losses, rows
 from librobot.errors import LibrobotError
 
 LAST = "checkpoints/last.ckpt"

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 import yaml
+from small_runs import FRAMES, losses, tiny, train
 
 import tiny_models
-from conftest import FRAMES, losses, tiny, train
 
 pytestmark = pytest.mark.slow
 

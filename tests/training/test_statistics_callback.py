@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_runs import fit, rows
 
-from conftest import fit, rows
 from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework
 from librobot.training.callbacks.statistics import ActionErrors, GradientNorms, Throughput
