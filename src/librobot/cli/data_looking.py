@@ -1,0 +1,47 @@
+"""The commands of librobot-data that only read: info, stats, check."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+FORMATS = (
+    "lerobot, hdf5, libero, aloha, zarr, webdataset, mcap, rlds or oxe_*; default: what its files look like"
+)
+
+
+def add(commands: Any) -> None:
+    for name, text in (("info", "robot, cameras, episodes, tasks"), ("stats", "ranges of its vectors")):
+        command = commands.add_parser(name, help=f"{text} of a LeRobotDataset")
+        command.add_argument("root", metavar="DIR", help="the folder that holds meta/info.json")
+        command.set_defaults(run=print_about)
+    check = commands.add_parser("check", help="find what is wrong with a dataset; exit code 3 for findings")
+    check.add_argument("--pictures", type=int, default=3, help="how many of each episode are looked at")
+    add_source(check)
+    add_options(check)
+    check.set_defaults(run=print_findings)
+
+
+def add_source(command: argparse.ArgumentParser) -> None:
+    """The one dataset that a command reads; its KEY=VALUE options come last."""
+    command.add_argument("root", metavar="SRC", help="the dataset's folder or file")
+    command.add_argument("--from", dest="format", metavar="FORMAT", help=FORMATS)
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("options", nargs="*", metavar="KEY=VALUE", help="of the source: layout=libero")
+
+
+def print_about(given: argparse.Namespace) -> None:
+    from librobot.data import inspect
+
+    (inspect.print_info if given.command == "info" else inspect.print_stats)(given.root)
+
+
+def print_findings(given: argparse.Namespace) -> None:
+    from librobot.config.build import open_source
+    from librobot.data.check import check
+
+    findings = check(open_source(given.root, given.format, given.options), pictures=given.pictures)
+    print("\n".join(map(str, findings)) or "nothing found")
+    raise SystemExit(3 if findings else 0)

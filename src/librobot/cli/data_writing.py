@@ -1,0 +1,33 @@
+"""The commands of librobot-data that write a dataset anew: convert."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from librobot.cli.data_looking import add_options, add_source
+
+TARGETS = ("lerobot", "hdf5", "zarr")
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser("convert", help="write a dataset in another format")
+    command.add_argument("--to", required=True, choices=TARGETS)
+    command.add_argument(
+        "--video", action="store_true", help="lerobot: encode pictures; else all pixels stay"
+    )
+    command.add_argument("--fps", type=int, help="lerobot: where the source's rate is no whole number")
+    command.add_argument("--prompt", help="the instruction of every episode, instead of the source's")
+    add_source(command)
+    command.add_argument("target", metavar="DST", help="the new folder")
+    add_options(command)
+    command.set_defaults(run=convert)
+
+
+def convert(given: argparse.Namespace) -> Path:
+    from librobot.config.build import open_source
+    from librobot.data.convert import convert
+
+    source = open_source(given.root, given.format, given.options)
+    return convert(source, given.target, given.to, video=given.video, fps=given.fps, prompt=given.prompt)
