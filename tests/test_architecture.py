@@ -20,15 +20,18 @@ OPTIONAL = {"mujoco", "lerobot", "wandb", "tensorflow", "deepspeed", "metaworld"
 BASE = {"types", "errors"}
 NN = BASE | {"nn"}
 HEADS = NN | {"losses", "tokenizers"}
-FRAMEWORKS = HEADS | {"heads", "networks", "vlms", "normalize", "frameworks"}
+ACTIONS = BASE | {"rotations", "relative_actions"}
+FRAMEWORKS = HEADS | ACTIONS | {"heads", "networks", "vlms", "normalize", "frameworks"}
 POLICY = FRAMEWORKS | {"policy", "chunking", "requests", "progress", "config"}
-DATA = BASE | {"progress", "data", "sim"}
+DATA = ACTIONS | {"progress", "data", "sim"}
 ARROWS = {
     "types": set(),
     "errors": set(),
     "progress": BASE,
     "chunking": BASE,
     "requests": BASE,
+    "rotations": BASE,
+    "relative_actions": BASE,
     "losses": BASE,
     "normalize": BASE,
     "nn": BASE,
@@ -41,8 +44,8 @@ ARROWS = {
     "two_rates": POLICY,
     "data": DATA,
     "sim": DATA,
-    "training": POLICY | DATA,
     "evaluation": POLICY | DATA,
+    "training": POLICY | DATA | {"evaluation"},  # episodes while training
     "interchange": POLICY | {"training"},
     "export": POLICY | {"training"},
     "bench": POLICY | DATA | {"training", "evaluation", "interchange"},
