@@ -168,7 +168,7 @@ def request_of(framework) -> tuple[str, str]:
     """The options that built this framework, read back from the configuration attached to it."""
     for name, head in PAIRS:
         plain = tiny_models.config(name, head)
-        if plain == framework._config:
+        if plain == framework.run_config:
             return name, head
     raise AssertionError("no options give this configuration")
 

@@ -143,7 +143,7 @@ def test_what_ours_cannot_be_is_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(LibrobotError, match=r"config\.json: use_relative_actions must be False, found True"):
         import_checkpoint(tmp_path / "theirs", tmp_path / "ours.ckpt")
     framework = tiny_models.build("pi0", "ddpm")
-    policy = Policy(framework, config=framework._config, provenance={}, device="cpu")
+    policy = Policy(framework, config=framework.run_config, provenance={}, device="cpu")
     with pytest.raises(LibrobotError, match="vlm must be paligemma, found TinyVLM"):
         pi0.write(policy)
 

@@ -77,7 +77,7 @@ def from_folder(type_name: str, class_name: str) -> Callable[[Framework], nn.Mod
 
     def load(ours: Framework) -> nn.Module:
         module = importlib.import_module(f"lerobot.policies.{type_name}.modeling_{type_name}")
-        policy = Policy(copy.deepcopy(ours), config=ours._config)  # which a policy freezes
+        policy = Policy(copy.deepcopy(ours), config=ours.run_config)  # which a policy freezes
         with tempfile.TemporaryDirectory() as folder:
             exported = policy_module(type_name, Path(folder)).write(policy)
             write_folder(exported, policy, Path(folder) / "policy")

@@ -106,8 +106,8 @@ class Framework(LightningModule):
         self._freeze = tuple(freeze)
         self._lr_multipliers = dict(lr_multipliers or {})
         self.param_groups = ParameterGroups()
-        self._config: dict[str, Any] = {}
-        self._provenance: dict[str, Any] = {}
+        self.run_config: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}
         self._seed = 0
         self._teacher: tuple[Framework, ...] = ()  # no submodule: its weights are not this policy's
 
@@ -362,16 +362,16 @@ class Framework(LightningModule):
 
         Raises LibrobotError where a value is not plain (numbers, text, None, lists and dictionaries of them).
         """
-        self._config = plain(config, "config")
-        self._provenance = plain(provenance, "provenance")
+        self.run_config = plain(config, "config")
+        self.provenance = plain(provenance, "provenance")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["librobot"] = {
             "version": __version__,
-            "config": self._config,
+            "config": self.run_config,
             "spec": plain(self.spec.to_dict(), "spec"),
             "embodiments": [plain(robot.to_dict(), "embodiments") for robot in self.robots.specs],
-            "provenance": self._provenance,
+            "provenance": self.provenance,
             "backbone": self.vlm.files() if self.vlm is not None else {},
             "head": self.head.files(),
         }

@@ -113,15 +113,23 @@ class EMA(Callback):
         if names:
             get_ema_multi_avg_fn(decay)([self.average[name] for name in names], weights, None)
 
-    @torch.no_grad()
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.put_in(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.take_out(pl_module)
+
+    @torch.no_grad()
+    def put_in(self, pl_module: LightningModule) -> None:
+        """Put the average in the weights' place, until `take_out`."""
         parameters = dict(pl_module.named_parameters())
         for name, average in self.average.items():
             self.trained[name] = parameters[name].detach().clone()
             parameters[name].copy_(average)
 
     @torch.no_grad()
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def take_out(self, pl_module: LightningModule) -> None:
+        """Put the trained weights back."""
         parameters = dict(pl_module.named_parameters())
         for name, weights in self.trained.items():
             parameters[name].copy_(weights)
