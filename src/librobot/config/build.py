@@ -70,7 +70,12 @@ def build_datamodule(cfg: DictConfig) -> DataModule:
     for name, dataset in datasets.items():
         wanted = ("source", "cameras", "image_size", "cache", "on_error")
         datasets[name] = {key: dataset[key] for key in wanted if key in dataset}
-    return build(OmegaConf.create(node), "data")
+    steps = {
+        name: build(step, f"augmentation.{name}")
+        for name, step in (cfg.get("augmentation") or {}).items()
+        if step
+    }
+    return build(OmegaConf.create(node), "data", **({"augmentations": steps} if steps else {}))
 
 
 def open_source(root: str, format: str | None, options: Sequence[str]) -> Source:

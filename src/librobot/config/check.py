@@ -18,6 +18,7 @@ from librobot.errors import LibrobotError, nearest
 
 # What librobot.config.build passes itself: a YAML neither has to name these nor may.
 GIVEN = {
+    "data": ("augmentations",),
     "framework": ("spec", "vlm", "head", "optimizer", "scheduler", *PARTS),
     "adapter": ("vlm",),
     "optim": ("params",),

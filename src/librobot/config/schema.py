@@ -17,7 +17,7 @@ from librobot.errors import LibrobotError, nearest
 Group = dict[str, Any]
 # Keys that the configurations of earlier versions lack, or that only some frameworks name.
 PARTS = ("network", "state_encoder", "history", "fusion")
-OPTIONAL = ("adapter", "param_groups", *PARTS)
+OPTIONAL = ("augmentation", "actions", "adapter", "param_groups", *PARTS)
 
 
 @dataclass
@@ -31,6 +31,8 @@ class TrainConfig:
     objective: str | None = None
     env: Group | None = None
     data: Group = MISSING
+    augmentation: Group | None = None
+    actions: Group | None = None
     robot: Group | None = None
     framework: Group = MISSING
     vlm: Group = MISSING

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import lightning
 import numpy as np
@@ -13,18 +13,13 @@ from jaxtyping import Float
 from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
 from torch.utils.data import DataLoader
 
+from librobot.data.augmentations.base import Augmentation, Learning, Rewriting, named_seed
 from librobot.data.mixture_order import MixtureOrder
 from librobot.data.sampler import EpochSampler, ResumableLoader, whole_batch
 from librobot.data.sources.base import CacheMode, Mixture, OnError, Source, SourceFactory
 from librobot.data.windows import Processor, WindowDataset, Windows
 from librobot.errors import LibrobotError
 from librobot.types import Batch, RobotSpec
-
-
-class Augmentation(Protocol):
-    """Changes a training batch, on its device. The same `seed` gives the same draws."""
-
-    def __call__(self, batch: Batch, *, seed: Sequence[int]) -> Batch: ...
 
 
 class DataModule(lightning.LightningDataModule):
@@ -34,8 +29,8 @@ class DataModule(lightning.LightningDataModule):
     `image_size` and `cache` when the source is first needed. on_error: "skip" leaves episodes that cannot be
     read out, and replaces samples that fail later; both are counted and reported. batch_size: per device.
     val_fraction: the share of episodes, drawn from `seed`, kept for validation. augmentation: applied on the
-    device, in training only. drop_last: leave an incomplete training batch out. prefetch_factor: batches that
-    each worker prepares.
+    device, in training only; then `augmentations`, in their order. drop_last: leave an incomplete training
+    batch out. prefetch_factor: batches that each worker prepares.
 
     `configure` must be called before the loaders are asked for.
     """
@@ -53,6 +48,7 @@ class DataModule(lightning.LightningDataModule):
         prefetch_factor: int = 2,
         val_fraction: float = 0.0,
         augmentation: Augmentation | None = None,
+        augmentations: Mapping[str, Augmentation | Rewriting] | None = None,
         seed: int = 0,
         drop_last: bool = True,
     ) -> None:
@@ -77,6 +73,7 @@ class DataModule(lightning.LightningDataModule):
             self._make_source = lambda: source(cameras=cameras, image_size=size, cache=cache, **more)
         self.batch_size, self.num_workers, self.prefetch_factor = batch_size, num_workers, prefetch_factor
         self.val_fraction, self.augmentation = val_fraction, augmentation
+        self.augmentations = dict(augmentations or {})
         self.seed, self.drop_last = seed, drop_last
         if not val_fraction:
             # Lightning then sees that there is no validation; it is a choice, not a mistake to warn of.
@@ -104,6 +101,11 @@ class DataModule(lightning.LightningDataModule):
     @property
     def spec(self) -> RobotSpec:
         return self.source.spec
+
+    @property
+    def robots(self) -> Sequence[RobotSpec]:
+        """The robots of a mixture, or the one."""
+        return self.source.embodiments if isinstance(self.source, Mixture) else (self.spec,)
 
     @property
     def statistics(self) -> Any:
@@ -157,9 +159,11 @@ class DataModule(lightning.LightningDataModule):
         return order[held_out:], order[:held_out]
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
+        self._teach_augmentations()
         dataset, sampler = self._dataset(
             self.split()[0], shuffle=True, drop_last=self.drop_last, processor=self._make_processor()
         )
+        dataset.rewrite = self._rewrite if self._rewriting() else None
         if sampler.num_batches == 0:
             raise LibrobotError(
                 f"the training episodes hold {sampler.dataset_size} samples, fewer than one batch of "
@@ -190,11 +194,32 @@ class DataModule(lightning.LightningDataModule):
         if self._train_sampler is not None:
             self._train_sampler.advance(self.trainer.num_training_batches)
         self.skipped += int(batch.extra.get("skipped", 0))
-        if self.augmentation is None:
-            return batch
         epoch = self._train_sampler.epoch if self._train_sampler is not None else 0
         # A draw that depends on what the batch is, not on when it comes, is the same after a resume.
-        return self.augmentation(batch, seed=(self.seed, epoch, int(batch.extra["rows"][0])))
+        seed = (self.seed, epoch, int(batch.extra["rows"][0]))
+        if self.augmentation is not None:
+            batch = self.augmentation(batch, seed=seed)
+        for name, augmentation in self.augmentations.items():
+            if not isinstance(augmentation, Rewriting):
+                batch = augmentation(batch, seed=named_seed(seed, name))
+        return batch
+
+    def _rewriting(self) -> dict[str, Rewriting]:
+        return {name: a for name, a in self.augmentations.items() if isinstance(a, Rewriting)}
+
+    def _rewrite(self, prompts: list[str], rows: np.ndarray) -> list[str]:
+        """Instructions said otherwise, drawn from which samples the batch holds: others in each epoch."""
+        for name, augmentation in self._rewriting().items():
+            prompts = augmentation.rewrite(prompts, seed=named_seed((self.seed, *rows.tolist()), name))
+        return prompts
+
+    def _teach_augmentations(self) -> None:
+        learning = [a for a in self.augmentations.values() if isinstance(a, Learning)]
+        if learning:
+            statistics = self.statistics
+            each = statistics if isinstance(statistics, list) else [statistics]
+            for augmentation in learning:
+                augmentation.learn(self.robots, each)
 
     def teardown(self, stage: str) -> None:
         """Say how many samples could not be read."""

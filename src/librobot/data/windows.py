@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -96,8 +96,10 @@ class WindowDataset(Dataset[Batch]):
     share of its episode that is over at each action, (b, k); of a mixture "dataset" numbers its dataset. With
     on_error="skip" a sample that cannot be read is replaced by another of the batch, with a warning, and
     "skipped" counts them. With `goal_seed` the observation has goal pictures: a later frame of its episode
-    (Octo's uniform relabelling).
+    (Octo's uniform relabelling). `rewrite` says the instructions of a batch, and their rows, in other words.
     """
+
+    rewrite: Callable[[list[str], np.ndarray], list[str]] | None = None
 
     def __init__(
         self,
@@ -149,6 +151,8 @@ class WindowDataset(Dataset[Batch]):
         }
         rows = seen[:, -1]
         prompts = self.source.prompts(rows)
+        if self.rewrite is not None:
+            prompts = self.rewrite(prompts, rows)
         state = torch.from_numpy(self.source.states(seen.reshape(-1))).unflatten(0, (num, steps))
         mixture = self.source if isinstance(self.source, Mixture) else None
         masks, embodiment = dict.fromkeys(images, np.ones(num, dtype=bool)), None
