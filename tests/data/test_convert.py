@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import ArraySource
 
-from librobot.data import hdf5_writer, zarr_writer
+from librobot.data import hdf5_writer, webdataset_writer, zarr_writer
 from librobot.data.convert import convert
 from librobot.data.detect import detect
 from librobot.data.sources.base import Source
 from librobot.data.sources.hdf5 import Hdf5Source
 from librobot.data.sources.lerobot import LeRobotSource
+from librobot.data.sources.webdataset import WebDatasetSource
 from librobot.data.sources.zarr import ZarrSource
 from librobot.errors import LibrobotError
 from librobot.types import Camera, Dim, RobotSpec
@@ -27,7 +28,9 @@ OPEN: dict[str, Callable[[Path], Source]] = {
     "lerobot": LeRobotSource,
     "hdf5": lambda path: Hdf5Source(path, layout="aloha"),
     "zarr": ZarrSource,
+    "webdataset": WebDatasetSource,
 }
+WRITERS = {"zarr": zarr_writer, "hdf5": hdf5_writer, "webdataset": webdataset_writer}
 
 
 class Random(ArraySource):
@@ -70,6 +73,11 @@ def assert_same(found: Source, expected: Source) -> None:
     assert found.spec.state == expected.spec.state
     assert found.spec.action == expected.spec.action
     assert found.spec.control_hz == expected.spec.control_hz
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIBROBOT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 texts = st.text(
@@ -121,7 +129,7 @@ def test_an_interrupted_conversion_goes_on(
             convert(source, whole, to, show=False)
     assert not whole.exists()
     with monkeypatch.context() as patch:
-        module = {"zarr": zarr_writer, "hdf5": hdf5_writer}.get(to)
+        module = WRITERS.get(to)
         if module is not None:  # dies within the next episode
             patch.setattr(module, "finite_spec", lambda spec: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
@@ -155,7 +163,7 @@ def test_what_cannot_be_converted(tmp_path: Path, source: Any, spec: RobotSpec) 
     with pytest.raises(LibrobotError, match="there: exists already"):
         convert(source, tmp_path / "there", "zarr")
     source._prompts[4] = "another"
-    with pytest.raises(LibrobotError, match=r"episode 1 has 2 instructions .*give --prompt"):
+    with pytest.raises(LibrobotError, match=r"episode 1 has 2 instructions .*give --cut.* or --prompt"):
         convert(source, tmp_path / "x", "zarr", show=False)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     convert(source, tmp_path / "x", "zarr", prompt="do it", show=False)

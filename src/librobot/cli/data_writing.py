@@ -8,7 +8,7 @@ from typing import Any
 
 from librobot.cli.data_looking import add_options, add_source
 
-TARGETS = ("lerobot", "hdf5", "zarr")
+TARGETS = ("lerobot", "rlds", "hdf5", "zarr", "webdataset")
 
 
 def add(commands: Any) -> None:
@@ -19,6 +19,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--fps", type=int, help="lerobot: where the source's rate is no whole number")
     command.add_argument("--prompt", help="the instruction of every episode, instead of the source's")
+    command.add_argument("--cut", action="store_true", help="an episode for each stretch of one instruction")
     add_source(command)
     command.add_argument("target", metavar="DST", help="the new folder")
     add_options(command)
@@ -30,4 +31,5 @@ def convert(given: argparse.Namespace) -> Path:
     from librobot.data.convert import convert
 
     source = open_source(given.root, given.format, given.options)
-    return convert(source, given.target, given.to, video=given.video, fps=given.fps, prompt=given.prompt)
+    options = {name: getattr(given, name) for name in ("video", "fps", "prompt", "cut")}
+    return convert(source, given.target, given.to, **options)

@@ -21,7 +21,7 @@ from librobot.data import format as v3
 from librobot.data.files import write_json, written_whole
 from librobot.data.metadata import STAGING, read_tasks
 from librobot.data.staging import StagedEpisode
-from librobot.data.statistics import QUANTILES, merge_statistics
+from librobot.data.statistics import QUANTILES, merge_statistics, vector_statistics
 from librobot.data.video import join_videos, video_info
 
 STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
@@ -58,16 +58,16 @@ def consolidate(
     rows = _complete_rows(root, info)
     tasks = _complete_tasks(root, info)
     for episode in staged:
-        if episode.record["task"] not in tasks:
-            tasks.append(episode.record["task"])
+        tasks += [task for task in episode.record["tasks"] if task not in tasks]
 
-    new = [_episode_row(episode, tasks.index(episode.record["task"])) for episode in staged]
+    numbers = [_task_numbers(episode, tasks) for episode in staged]
+    new = [_episode_row(episode, number) for episode, number in zip(staged, numbers, strict=True)]
     start = int(rows[-1]["dataset_to_index"]) if rows else 0
     for row in new:
         row["dataset_from_index"], row["dataset_to_index"] = start, start + row["length"]
         start += row["length"]
     described = {key: dict(feature) for key, feature in features.items()}
-    _write_data(root, staged, new, rows, features, tasks, data_file_bytes)
+    _write_data(root, staged, new, rows, features, numbers, data_file_bytes)
     for key, feature in described.items():
         if feature["dtype"] == "video":
             first = _write_videos(root, key, staged, new, rows, fps, video_file_bytes)
@@ -119,20 +119,24 @@ def _complete_tasks(root: Path, info: Mapping[str, Any] | None) -> list[str]:
     return read_tasks(root / v3.TASKS)[: info["total_tasks"]]
 
 
-def _episode_row(episode: StagedEpisode, task_index: int) -> Row:
+def _task_numbers(episode: StagedEpisode, tasks: Sequence[str]) -> np.ndarray:
+    """The dataset's number of each frame's instruction, (T,)."""
+    own = pq.read_table(episode.path, columns=["task_index"])["task_index"].to_numpy()
+    return np.array([tasks.index(task) for task in episode.record["tasks"]])[own]
+
+
+def _episode_row(episode: StagedEpisode, task_numbers: np.ndarray) -> Row:
     record = episode.record
-    constant = {name: [float(task_index)] for name in STATISTICS} | {
-        "std": [0.0],
-        "count": [record["length"]],
-    }
+    numbers = vector_statistics(task_numbers[:, None]) | {"count": np.array([record["length"]])}
+    task_index = {name: value.tolist() for name, value in numbers.items()}
     stats = {
         f"stats/{key}/{name}": value
-        for key, part in {**record["stats"], "task_index": constant}.items()
+        for key, part in {**record["stats"], "task_index": task_index}.items()
         for name, value in part.items()
     }
     return {
         "episode_index": episode.index,
-        "tasks": [record["task"]],
+        "tasks": record["tasks"],
         "length": record["length"],
         **stats,
         "meta/episodes/chunk_index": 0,
@@ -166,11 +170,10 @@ def _write_data(
     new: Sequence[Row],
     rows: Sequence[Row],
     features: Mapping[str, v3.Feature],
-    tasks: Sequence[str],
+    task_numbers: Sequence[np.ndarray],
     limit: int,
 ) -> None:
     schema = v3.data_schema(features)
-    numbers = {task: i for i, task in enumerate(tasks)}
     dictionary = [key for key, feature in features.items() if feature["dtype"] not in ("image", "video")]
     sizes = [episode.path.stat().st_size for episode in staged]
     for chunk, file, group in _grouped(staged, sizes, rows, "data", limit):
@@ -180,8 +183,9 @@ def _write_data(
         ):
             for i in group:
                 table = pq.read_table(staged[i].path)
-                number = pa.array(np.full(len(table), numbers[staged[i].record["task"]]))
-                table = table.replace_schema_metadata().append_column("task_index", number)
+                place = table.schema.get_field_index("task_index")
+                table = table.set_column(place, "task_index", pa.array(task_numbers[i]))
+                table = table.replace_schema_metadata()
                 writer.write_table(table.select(schema.names).cast(schema), row_group_size=len(table))
                 new[i]["data/chunk_index"], new[i]["data/file_index"] = chunk, file
 

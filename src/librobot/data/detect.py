@@ -11,7 +11,7 @@ HDF5 = (".hdf5", ".h5")
 
 
 def detect(root: str | Path) -> str:
-    """lerobot, zarr, rlds, aloha, libero or hdf5 (robomimic), by what lies in `root`.
+    """lerobot, zarr, rlds, webdataset, mcap, aloha, libero or hdf5 (robomimic), by what lies in `root`.
 
     Raises LibrobotError for anything else.
     """
@@ -22,6 +22,9 @@ def detect(root: str | Path) -> str:
         return "rlds"
     if (root / "meta/episode_ends").exists() or root.suffix == ".zip":
         return "zarr"
+    for suffix, name in ((".tar", "webdataset"), (".mcap", "mcap")):
+        if root.suffix == suffix or any(root.glob(f"*{suffix}")) or any(root.glob(f"*/*{suffix}")):
+            return name
     files = (
         [root] if root.is_file() else [path for suffix in HDF5 for path in sorted(root.rglob(f"*{suffix}"))]
     )
@@ -32,6 +35,6 @@ def detect(root: str | Path) -> str:
             return "libero" if "data" in file and "problem_info" in file["data"].attrs else "hdf5"
     found = sorted(path.name for path in root.iterdir())[:8] if root.is_dir() else []
     raise LibrobotError(
-        f"{root}: expected a LeRobotDataset, HDF5 files, a Zarr replay buffer or a TFDS folder, found "
-        f"{', '.join(found) or 'nothing'}; name the format with --from"
+        f"{root}: expected a LeRobotDataset, HDF5 files, a Zarr replay buffer, tar shards, MCAP files or "
+        f"a TFDS folder, found {', '.join(found) or 'nothing'}; name the format with --from"
     )

@@ -8,7 +8,7 @@ survives the death of the process (SIGKILL); nothing is synced for a loss of pow
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ EPISODE_KEY = b"librobot_episode"
 
 @dataclass(frozen=True)
 class StagedEpisode:
-    """A whole episode in the staging folder. `record` is {"task", "length", "stats": {feature: {name:
-    list}}}."""
+    """A whole episode in the staging folder. `record` is {"tasks", "length", "stats": {feature: {name:
+    list}}}; its column task_index numbers its own tasks."""
 
     index: int
     path: Path
@@ -52,33 +52,34 @@ def stage_episode(
     first_row: int,
     features: Mapping[str, v3.Feature],
     arrays: Mapping[str, np.ndarray],
-    task: str,
+    tasks: Sequence[str],
     fps: int,
 ) -> StagedEpisode:
     """Write episode `index`, whose first frame is row `first_row` of the dataset.
 
-    `arrays` holds one array of `length` frames per feature: images (T, h, w, 3), vectors (T, dims) or (T,).
+    tasks: the instruction of each of the `length` frames. arrays: one array for each feature, images
+    (length, h, w, 3), vectors (length, dims) or (length,).
     """
     path = root / STAGING / f"episode-{index:06d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    length = len(next(iter(arrays.values())))
+    length = len(tasks)
+    different = list(dict.fromkeys(tasks))
     frames = np.arange(length)
     counters = {
         "timestamp": (frames / fps).astype(np.float32),
         "frame_index": frames,
         "episode_index": np.full(length, index),
         "index": first_row + frames,
+        "task_index": np.array([different.index(task) for task in tasks]),
     }
     stats = {}
     columns: dict[str, pa.Array] = {}
     staged = StagedEpisode(index, path, {})
     for key, feature in features.items():
-        if key == "task_index":  # numbered when the files are put together
-            continue
         values = counters[key] if key in counters else arrays[key]
         if feature["dtype"] in ("image", "video"):
             stats[key] = image_statistics(values)
-        elif feature["dtype"] != "string":
+        elif feature["dtype"] != "string" and key != "task_index":
             vectors = values.reshape(length, -1).astype(np.float64)
             stats[key] = vector_statistics(vectors) | {"count": np.array([length])}
         if feature["dtype"] == "video":
@@ -95,7 +96,7 @@ def stage_episode(
         else:
             columns[key] = pa.array(values.reshape(length))
     plain = {key: {name: value.tolist() for name, value in part.items()} for key, part in stats.items()}
-    record = {"task": task, "length": length, "stats": plain}
+    record = {"tasks": different, "length": length, "stats": plain}
     table = pa.table(columns).replace_schema_metadata({EPISODE_KEY: json.dumps(record)})
     with written_whole(path) as temporary:
         # PNG bytes do not compress a second time; the final file is written with snappy.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped, UInt8
 
 from librobot.data import format as v3
 from librobot.data.consolidate import INFO_ASIDE, consolidate, read_complete_info
+from librobot.data.episode_writer import fitting
 from librobot.data.files import remove_temporaries, write_json
 from librobot.data.metadata import STAGING
 from librobot.data.staging import StagedEpisode, stage_episode, staged_episodes
@@ -83,38 +84,35 @@ class LeRobotWriter:
         images: Mapping[str, UInt8[np.ndarray, "T h w 3"]],
         state: Float[np.ndarray, "T s"],
         action: Float[np.ndarray, "T a"],
-        task: str,
+        task: str | Sequence[str],
         extra: Mapping[str, Shaped[np.ndarray, "T *dim"]] | None = None,
     ) -> int:
         """Store one episode; its index. When this returns, the episode survives the death of the process.
 
-        extra: further columns by feature name ("next.reward", ...), the same in every episode. Raises
-        ValueError for arrays that do not fit the spec, each other or the earlier episodes, and for values
-        that are not finite.
+        task: one instruction, or one for each frame. extra: further columns by feature name
+        ("next.reward", ...), the same in every episode. Raises ValueError for arrays that do not fit the
+        spec, each other or the earlier episodes, and for values that are not finite.
         """
-        arrays: dict[str, np.ndarray] = {}
-        for camera in self.spec.cameras:
-            if camera.name not in images:
-                raise ValueError(f"images of camera {camera.name!r} are missing; found {sorted(images)}")
-            arrays[v3.IMAGES + camera.name] = np.asarray(images[camera.name])
-        if unknown := sorted(set(images) - set(self.spec.camera_names)):
-            raise ValueError(
-                f"the spec names no camera {unknown[0]!r}; it has {list(self.spec.camera_names)}"
-            )
+        episode = fitting(self.spec, images=images, state=state, action=action, task=task)
+        if not all(episode.tasks):
+            raise ValueError("task must be an instruction, found an empty text")
+        arrays = {v3.IMAGES + name: frames for name, frames in episode.images.items()}
         if self.spec.state_dim:
-            arrays[v3.STATE] = np.asarray(state, np.float32)
-        arrays[v3.ACTION] = np.asarray(action, np.float32)
+            arrays[v3.STATE] = episode.state
+        arrays[v3.ACTION] = episode.action
         for key, value in (extra or {}).items():
             if key in arrays or key in v3.FRAME_FEATURES or not v3.is_feature_name(key):
                 raise ValueError(f"extra {key!r}: expected a new name of letters, digits, spaces and _-.")
             arrays[key] = np.asarray(value)
         features = self._features_of(arrays)
-        self._check(arrays, features, task)
+        self._check(arrays, features)
         if self._features is None:
             self._features = features
             self._write_settings()
         frames = self._complete_frames + sum(episode.record["length"] for episode in self._staged)
-        staged = stage_episode(self.root, self.num_episodes, frames, features, arrays, task, self.fps)
+        staged = stage_episode(
+            self.root, self.num_episodes, frames, features, arrays, episode.tasks, self.fps
+        )
         self._staged.append(staged)
         return staged.index
 
@@ -213,25 +211,18 @@ class LeRobotWriter:
         extras = {key: v3.vector_feature(value, None) for key, value in arrays.items() if key not in features}
         return features | extras | v3.FRAME_FEATURES
 
-    def _check(self, arrays: Mapping[str, np.ndarray], features: Mapping[str, v3.Feature], task: str) -> None:
-        if not task:
-            raise ValueError("task must be an instruction, found an empty text")
+    def _check(self, arrays: Mapping[str, np.ndarray], features: Mapping[str, v3.Feature]) -> None:
+        """The extra columns fit the episode, and all columns the earlier episodes."""
         length = len(arrays[v3.ACTION])
-        if length == 0:
-            raise ValueError("an episode needs at least one frame")
-        for key, value in arrays.items():
-            shape = tuple(features[key]["shape"])
-            flat = key not in self._spec_features() and shape == (1,)
-            if value.shape != ((length,) if flat and value.ndim == 1 else (length, *shape)):
-                raise ValueError(f"{key}: expected shape {(length, *shape)}, found {value.shape}")
-            if features[key]["dtype"] in ("image", "video"):
-                if value.dtype != np.uint8:
-                    raise ValueError(f"{key}: expected uint8 pixels, found {value.dtype}")
-            elif value.dtype.kind == "f" and not np.isfinite(value).all():
-                frame = int(np.argwhere(~np.isfinite(value.reshape(length, -1)))[0, 0])
-                raise ValueError(f"{key}: frame {frame} of episode {self.num_episodes} is not finite")
-            elif len(shape) != 1:
+        for key in set(arrays) - set(self._spec_features()):
+            value, shape = arrays[key], tuple(features[key]["shape"])
+            if value.shape != ((length,) if shape == (1,) and value.ndim == 1 else (length, *shape)):
+                raise ValueError(f"extra {key!r}: expected shape {(length, *shape)}, found {value.shape}")
+            if len(shape) != 1:
                 raise ValueError(f"extra {key!r}: expected one value or vector per frame")
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                frame = int(np.argwhere(~np.isfinite(value.reshape(length, -1)))[0, 0])
+                raise ValueError(f"extra {key!r}: frame {frame} is not finite")
         if self._features is not None and {**features} != {**self._features}:
             changed = sorted(
                 key for key in {*features, *self._features} if features.get(key) != self._features.get(key)

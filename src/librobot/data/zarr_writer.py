@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Shaped
 
-from librobot.data.files import remove_temporaries, write_json, written_whole
+from librobot.data.episode_writer import Episode, EpisodeWriter
+from librobot.data.files import write_json, written_whole
 from librobot.data.sources.zarr import ATTRIBUTE
 from librobot.data.sources.zarr_files import ZarrArray, ZarrStore
 from librobot.data.writer import finite_spec
@@ -25,14 +25,14 @@ CHUNK_BYTES = 2e6
 """Of one chunk before compression, as diffusion_policy chooses it."""
 
 
-class ZarrWriter:
+class ZarrWriter(EpisodeWriter):
     """Appends episodes to the buffer at `root`. An episode counts when meta/episode_ends does; what a killed
     writer left beyond it is written over."""
 
+    one_instruction = True
+
     def __init__(self, root: Path, spec: RobotSpec) -> None:
-        self.root, self.spec = root, spec
-        root.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(root)
+        super().__init__(root, spec)
         for group in ("", "data/", "meta/"):
             if not (root / f"{group}.zgroup").exists():
                 write_json(root / f"{group}.zgroup", {"zarr_format": 2})
@@ -47,31 +47,20 @@ class ZarrWriter:
     def num_episodes(self) -> int:
         return len(self.ends)
 
-    def add_episode(
-        self,
-        *,
-        images: Mapping[str, UInt8[np.ndarray, "T h w 3"]],
-        state: Float[np.ndarray, "T s"],
-        action: Float[np.ndarray, "T a"],
-        task: str,
-    ) -> None:
-        """Store one episode; it is on disk when this returns."""
-        arrays = {"action": np.asarray(action, np.float32), **images}
+    def store(self, episode: Episode) -> None:
+        arrays = {"action": episode.action, **episode.images}
         if self.spec.state_dim:
-            arrays["state"] = np.asarray(state, np.float32)
+            arrays["state"] = episode.state
         start = self.ends[-1] if self.ends else 0
         for key, values in arrays.items():
             self._append(f"data/{key}", values, start)
-        self.tasks.append(task)
+        self.tasks.append(episode.task)
         description = {"spec": finite_spec(self.spec), "instructions": self.tasks}
         write_json(self.root / ".zattrs", {ATTRIBUTE: description})
-        self.ends.append(start + len(action))
+        self.ends.append(start + len(episode))
         ends = np.array(self.ends, np.int64)
         self._write_chunk("meta/episode_ends", 0, np.pad(ends, (0, -len(ends) % 1024)), None)
         self._describe("meta/episode_ends", ends, len(ends), len(ends) + -len(ends) % 1024, None)
-
-    def finalize(self) -> None:
-        """Nothing is left to do."""
 
     def _append(self, name: str, values: Shaped[np.ndarray, "T ..."], start: int) -> None:
         compressor = require("numcodecs", "zarr").Blosc(cname="zstd", clevel=5, shuffle=2)
