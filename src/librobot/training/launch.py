@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from librobot.config.compose import resolve, write
 from librobot.config.schema import TrainConfig, check_root
 from librobot.errors import LibrobotError
+from librobot.training.sweeps import jobs
 
 RUNS = Path("outputs/train")
 LAST = Path("checkpoints/last.ckpt")
@@ -48,27 +49,58 @@ def launch(cfg: DictConfig) -> float | None:
     is_sweep = state.mode == RunMode.MULTIRUN
     check_root(cfg, TrainConfig)
     resolve(cfg)  # what is missing is said before any folder is made
-    job = str(state.job.num) if is_sweep else None
+    number = str(state.job.num) if is_sweep else None
     with open_dict(cfg):
         cfg.name = cfg.name or default_name(state.runtime.choices)
-        place(cfg, job, os.path.relpath(state.runtime.output_dir) if is_sweep else None)
+        place(cfg, number, os.path.relpath(state.runtime.output_dir) if is_sweep else None)
     print(f"run directory: {cfg.run_dir}", flush=True)
+    if not is_sweep:
+        code, _ = train(cfg)
+        if code != 0:
+            raise SystemExit(code)
+        return objective(cfg) if cfg.objective else None
+    return launch_job(cfg, state.job.num, list(state.overrides.task))
+
+
+def launch_job(cfg: DictConfig, number: int, overrides: list[str]) -> float | None:
+    """One job of a sweep: what `launch` does, with a note of what became of it in its run directory."""
+    run_dir = Path(cfg.run_dir)
+    job = jobs.begin(run_dir, number, overrides, cfg.objective)
+    code, errors = train(cfg, prune=run_dir / jobs.PRUNE)
+    interrupted = code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    if interrupted and (run_dir / jobs.PRUNE).exists():
+        job.end(run_dir, "pruned", exit_code=code)
+        print(f"job {number} pruned {(run_dir / jobs.PRUNE).read_text().strip()}", flush=True)
+        return None
+    if interrupted:
+        job.end(run_dir, "interrupted", exit_code=code)
+        raise SystemExit(code)  # a sweep's later jobs are not wanted either
+    if code != 0:
+        job.end(run_dir, "failed", exit_code=code, error=errors or f"exit code {code}")
+        raise JobFailed(
+            f"job {number} failed with exit code {code} (what went wrong is printed above): {cfg.run_dir}"
+        )
+    try:
+        value = objective(cfg) if cfg.objective else None
+    except LibrobotError as error:
+        job.end(run_dir, "failed", exit_code=0, error=str(error))
+        raise
+    job.end(run_dir, "finished", exit_code=0, value=value)
+    return value
+
+
+def train(cfg: DictConfig, prune: Path | None = None) -> tuple[int, str]:
+    """Run the training process to its end; its exit code and what it said went wrong."""
     if cfg.ckpt and is_finished(cfg):
         print("this run has come to its end already; its last checkpoint is there", flush=True)
-        return objective(cfg) if cfg.objective else None
+        return 0, ""
     config = write(cfg, Path(cfg.run_dir) / "config.yaml")
-    code = run_process(worker_command(cfg, config))
-    for note in Path(cfg.run_dir).glob(".failed-*"):
+    code = run_process(worker_command(cfg, config), prune)
+    notes = sorted(Path(cfg.run_dir).glob(".failed-*"))
+    errors = "\n".join(note.read_text() for note in notes)
+    for note in notes:
         note.unlink(missing_ok=True)
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        raise SystemExit(code)  # interrupted: a sweep's later jobs are not wanted either
-    if code != 0 and is_sweep:
-        raise JobFailed(
-            f"job {job} failed with exit code {code} (what went wrong is printed above): {cfg.run_dir}"
-        )
-    if code != 0:
-        raise SystemExit(code)
-    return objective(cfg) if cfg.objective else None
+    return code, errors
 
 
 def default_name(choices: Any) -> str:
@@ -181,10 +213,15 @@ def worker_command(cfg: DictConfig, config: Path) -> list[str]:
     return ["srun", f"--nodes={nodes}", f"--ntasks-per-node={devices}", *command]
 
 
-def run_process(command: list[str]) -> int:
-    """Run `command` in its own session; SIGINT, SIGTERM and SIGHUP go on to it. Returns an exit code."""
+def run_process(command: list[str], prune: Path | None = None) -> int:
+    """Run `command` in its own session; SIGINT, SIGTERM and SIGHUP go on to it. Returns an exit code.
+
+    A file at `prune` ends it as SIGTERM would.
+    """
     process = subprocess.Popen(command, start_new_session=True)
     with forwarding(process):
+        if prune is not None:
+            end_when_there(prune, process)
         code = process.wait()
     if code != 0:
         end_group(process.pid)
@@ -194,6 +231,16 @@ def run_process(command: list[str]) -> int:
         print(f"the training process was ended by {name}{hint}", file=sys.stderr)
         return 128 - code
     return code
+
+
+def end_when_there(prune: Path, process: subprocess.Popen) -> None:
+    """Wait for `process`; SIGTERM to it, once, when the file `prune` appears."""
+    while process.poll() is None:
+        if prune.exists():
+            process.send_signal(signal.SIGTERM)
+            return
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.5)
 
 
 def end_group(group: int, patience: float = 10.0) -> None:

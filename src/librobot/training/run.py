@@ -26,6 +26,8 @@ from librobot.data.sources.base import Mixture
 from librobot.errors import LibrobotError
 from librobot.training.callbacks.shares import DatasetShares
 from librobot.training.checkpoints import check_checkpoint
+from librobot.training.sweeps.jobs import JOB
+from librobot.training.sweeps.reports import Reports
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
@@ -68,6 +70,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     trainer = build_trainer(cfg)
     if isinstance(source, Mixture):
         trainer.callbacks.append(DatasetShares(source.names))  # type: ignore[attr-defined]
+    if cfg.objective and (Path(cfg.run_dir) / JOB).exists():
+        trainer.loggers.append(Reports(Path(cfg.run_dir), cfg.objective))
     for logger in trainer.loggers:
         logger.log_hyperparams(plain)
     trainer.fit(framework, datamodule=datamodule, ckpt_path=cfg.ckpt, weights_only=True if cfg.ckpt else None)

@@ -6,8 +6,10 @@ printed once.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -27,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     config = Path(arguments[0])
     if is_first():
+        end_with_parent()
         for note in config.parent.glob(".failed-*"):
             note.unlink()
     quieten()
@@ -46,6 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the launcher dies, even by SIGKILL: nobody would wait for this run."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+
 def is_first() -> bool:
     """Whether this is the process that the launcher started, not one that Lightning added."""
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
@@ -55,7 +65,8 @@ def say_once(folder: Path, message: str, trace: str) -> None:
     """Print `message` unless another process of the run already has."""
     note = folder / f".failed-{hashlib.sha256(message.encode()).hexdigest()[:16]}"
     try:
-        note.touch(exist_ok=False)
+        with note.open("x") as file:
+            file.write(message)
     except FileExistsError:
         return
     except OSError:
