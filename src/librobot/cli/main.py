@@ -13,12 +13,13 @@ COMMANDS = {
     "librobot-data": "look into datasets (info, stats), check and convert them",
     "librobot-export": "write a trained policy in another form: merge, adapters",
     "librobot-import": "turn a published checkpoint (lerobot, openpi, OpenVLA, GR00T) into ours",
+    "librobot-sweep-report": "table and plots of a sweep, from its folder",
     "librobot-bench": "measure one thing side by side with a peer: step",
 }
 
 
 def main() -> None:
-    lines = "\n".join(f"  {name:<16} {text}" for name, text in COMMANDS.items())
+    lines = "\n".join(f"  {name:<21} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         "librobot",
         description=f"librobot {__version__}: vision-language-action policies, composed by configuration.",

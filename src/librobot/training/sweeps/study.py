@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from librobot.config.build import build
 from librobot.errors import LibrobotError, require
 from librobot.training.sweeps.jobs import read_job
 from librobot.training.sweeps.space import Space
+from librobot.training.sweeps.table import QUESTION
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -53,7 +55,9 @@ def open_study(folder: Path, space: Space, objective: str, direction: str, first
         for values in first:
             study.enqueue_trial(_point(values, space))
         study.set_user_attr("question", asdict(question))
-    elif asked != asdict(question):
+    if asked in (None, asdict(question)):
+        (folder / QUESTION).write_text(json.dumps(asdict(question), indent=2))
+    else:
         raise LibrobotError(
             f"{folder / FILE} holds a sweep about something else: {_difference(asked, asdict(question))}; "
             f"go on with it by the same command, or give another run_dir"
