@@ -10,7 +10,8 @@ import numpy as np
 from librobot.data.metadata import Metadata
 from librobot.data.sources.base import Source
 from librobot.data.tables import read_columns
-from librobot.data.video import TOLERANCE, count_frames
+from librobot.data.video import count_frames
+from librobot.data.video_reader import TOLERANCE
 from librobot.errors import LibrobotError
 from librobot.progress import ProgressBar
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from librobot.data import shared_memory
 from librobot.data.files import locked, remove_temporaries, written_whole
 from librobot.data.metadata import Metadata
 from librobot.errors import LibrobotError
@@ -37,7 +38,8 @@ class FrameCache:
     def read(self, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n c h w"]:
         if self._frames is None:
             self._frames = np.load(self.path, mmap_mode="r")
-        return np.asarray(self._frames[rows])
+        out = shared_memory.empty((len(rows), *self.shape[1:]))
+        return np.take(self._frames, rows, axis=0, out=out, mode="clip")
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_frames": None}  # a pickled memory map would carry every pixel

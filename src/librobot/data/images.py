@@ -62,7 +62,8 @@ def resize_with_padding(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Scale to fit into (height, width), aspect kept, centred on black; antialiased bilinear.
 
-    A policy has to put its camera images through the same function.
+    torch's resize of uint8 pictures, several times as fast as Pillow's, from which it differs by at most one
+    level. A policy has to put its camera images through the same function.
     """
     source_height, source_width = image.shape[:2]
     if (source_height, source_width) == (height, width):
@@ -70,10 +71,14 @@ def resize_with_padding(
     scale = min(height / source_height, width / source_width)
     inner_height = max(1, min(height, round(source_height * scale)))
     inner_width = max(1, min(width, round(source_width * scale)))
-    resized = Image.fromarray(image).resize((inner_width, inner_height), Image.Resampling.BILINEAR)
+    writable = image if image.flags.writeable else image.copy()  # torch takes no other
+    picture = torch.from_numpy(writable).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(
+        picture, size=(inner_height, inner_width), mode="bilinear", antialias=True
+    )[0]
     if (inner_height, inner_width) == (height, width):
-        return np.asarray(resized)
-    padded = np.zeros((height, width, 3), np.uint8)
+        return resized.permute(1, 2, 0).numpy()
+    padded = np.zeros((3, height, width), np.uint8)
     top, left = (height - inner_height) // 2, (width - inner_width) // 2
-    padded[top : top + inner_height, left : left + inner_width] = np.asarray(resized)
-    return padded
+    padded[:, top : top + inner_height, left : left + inner_width] = resized.numpy()
+    return padded.transpose(1, 2, 0)

@@ -1,9 +1,9 @@
-"""Video in and out with PyAV: frames by time, one file per episode, episodes joined without re-encoding."""
+"""Video files with PyAV: what they hold, one file per episode, episodes joined without re-encoding."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -12,73 +12,6 @@ from typing import Any
 import av
 import numpy as np
 from jaxtyping import UInt8
-
-TOLERANCE = 1e-4
-"""How far a frame may lie from the time asked for, in seconds (the format's own tolerance)."""
-SEQUENTIAL_FRAMES = 8
-"""A frame at most this many ahead is reached by decoding on; farther ones by a seek."""
-
-
-class FrameNotFound(Exception):
-    """The file has no frame at the time asked for; `end` says that it ended before."""
-
-    def __init__(self, message: str, *, end: bool) -> None:
-        super().__init__(message)
-        self.end = end
-
-
-class VideoReader:
-    """Random access to the frames of one file; reading on from the last frame does not seek.
-
-    One thread per decoder: data workers and the cache builder run several readers side by side instead.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.container = av.open(str(path))
-        self.stream = self.container.streams.video[0]
-        self.stream.codec_context.thread_count = 1
-        self.time_base = _time_base(self.stream)
-        self.frame_seconds = float(1 / self.stream.average_rate) if self.stream.average_rate else 0.1
-        self._frames: Iterator[av.VideoFrame] | None = None
-        self._last: tuple[float, UInt8[np.ndarray, "h w 3"]] | None = None
-
-    def frames(
-        self, times: Sequence[float], tolerance: float = TOLERANCE
-    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """The frames at `times` (seconds, ascending). Raises FrameNotFound."""
-        for time in times:
-            yield self._frame(float(time), tolerance)
-
-    def _frame(self, time: float, tolerance: float) -> UInt8[np.ndarray, "h w 3"]:
-        if self._last is not None and abs(self._last[0] - time) <= tolerance:
-            return self._last[1]
-        ahead = time - self._last[0] if self._last is not None else -1.0
-        if self._frames is None or not 0 < ahead <= SEQUENTIAL_FRAMES * self.frame_seconds:
-            self._seek(time)
-        last = None
-        assert self._frames is not None
-        try:
-            for frame in self._frames:
-                last = float((frame.pts or 0) * self.time_base)
-                if abs(last - time) <= tolerance:
-                    image = frame.to_ndarray(format="rgb24")
-                    self._last = (last, image)
-                    return image
-                if last > time:
-                    break
-        except av.FFmpegError as error:
-            self._frames = self._last = None
-            raise FrameNotFound(f"{error}", end=True) from error
-        self._frames = self._last = None
-        nearest = "no frame follows" if last is None else f"the nearest frame found is at {last:.4f} s"
-        raise FrameNotFound(f"no frame at {time:.4f} s: {nearest}", end=last is None or last < time)
-
-    def _seek(self, time: float) -> None:
-        # One tick early: a keyframe exactly at `time` must not be missed through rounding.
-        target = max(0, round(time / self.time_base) - 1)
-        self.container.seek(target, backward=True, stream=self.stream)
-        self._frames = self.container.decode(self.stream)
-        self._last = None
 
 
 def _time_base(stream: av.VideoStream) -> Fraction:

@@ -7,24 +7,17 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from librobot.data.camera_frames import CameraFrames, Column, chosen
 from librobot.data.frame_cache import FrameCache, file_fingerprint
-from librobot.data.images import resize_with_padding
 from librobot.data.sources.base import CacheMode, OnError
 from librobot.data.statistics import vector_statistics
 from librobot.errors import LibrobotError, nearest
 from librobot.types import RobotSpec
-
-
-class Column(Protocol):
-    """A camera's frames as stored."""
-
-    def read(self, rows: Int[np.ndarray, " n"]) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """The frames of ascending `rows`."""
 
 
 @dataclass
@@ -90,7 +83,7 @@ class StoredSource:
         self._states, self._actions = episodes.states, episodes.actions
         self._prompts, self._prompt_of_row = list(episodes.prompts), episodes.prompt_of_row
         self._places = list(episodes.places)
-        self._columns = {name: episodes.columns[name] for name in spec.camera_names}
+        self._frames = CameraFrames(episodes.columns, spec.cameras, self.image_size, self._at)
         self.provenance: dict[str, Any] = {
             "renderer": None,
             "env": None,
@@ -119,26 +112,10 @@ class StoredSource:
     def images(self, rows: Int[np.ndarray, " n"]) -> dict[str, UInt8[np.ndarray, "n c h w"]]:
         if self._cached:
             return {name: cache.read(rows) for name, cache in self._cached.items()}
-        ascending, back = np.unique(rows, return_inverse=True)  # a window repeats its first frame
-        return {name: self.decode(name, ascending)[back.reshape(-1)] for name in self._columns}
+        return self._frames.read(rows)
 
     def statistics(self) -> dict[str, dict[str, Float[np.ndarray, " dim"]]]:
         return {"state": vector_statistics(self._states), "action": vector_statistics(self._actions)}
-
-    def decode(self, camera: str, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n c h w"]:
-        """The frames of ascending `rows`, decoded and resized, past any cache."""
-        size = next(c for c in self.spec.cameras if c.name == camera)
-        out = np.empty((len(rows), 3, size.height, size.width), np.uint8)
-        for i, image in enumerate(self._columns[camera].read(rows)):
-            if self.image_size is not None:
-                image = resize_with_padding(image, *self.image_size)
-            if image.shape[:2] != (size.height, size.width):
-                raise LibrobotError(
-                    f"{self._at(int(rows[i]))}: camera {camera}: expected {size.height} x {size.width} "
-                    f"pixels, found {image.shape[0]} x {image.shape[1]}; set image_size"
-                )
-            out[i] = image.transpose(2, 0, 1)
-        return out
 
     def _at(self, row: int) -> str:
         return place_of(row, self.episode_lengths, self._places)
@@ -149,7 +126,7 @@ class StoredSource:
             camera.name: FrameCache(folder, camera.name, (total, 3, camera.height, camera.width))
             for camera in self.spec.cameras
         }
-        FrameCache.build(list(caches.values()), self.decode)
+        FrameCache.build(list(caches.values()), self._frames.decode)
         return caches
 
 
@@ -158,16 +135,6 @@ def place_of(row: int, lengths: Int[np.ndarray, " e"], places: Sequence[str]) ->
     ends = np.cumsum(lengths)
     episode = int(np.searchsorted(ends, row, side="right"))
     return f"{places[episode]}: episode {episode}, frame {row - int(ends[episode] - lengths[episode])}"
-
-
-class ChosenRows:
-    """The column of a dataset of which some episodes are left out."""
-
-    def __init__(self, column: Column, rows: Int[np.ndarray, " n"]) -> None:
-        self.column, self.rows = column, rows
-
-    def read(self, rows: Int[np.ndarray, " n"]) -> list[UInt8[np.ndarray, "h w 3"]]:
-        return self.column.read(self.rows[rows])
 
 
 def finite_episodes(episodes: Episodes, on_error: OnError) -> tuple[Episodes, list[int]]:
@@ -212,7 +179,7 @@ def without(episodes: Episodes, problems: Mapping[int, str], on_error: OnError) 
         states=episodes.states[rows],
         actions=episodes.actions[rows],
         prompt_of_row=episodes.prompt_of_row[rows],
-        columns={name: ChosenRows(column, rows) for name, column in episodes.columns.items()},
+        columns={name: chosen(column, rows) for name, column in episodes.columns.items()},
         places=[episodes.places[episode] for episode in kept],
     )
 
