@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import numpy as np
@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import TRAIN_DATALOADERS
 from torch.utils.data import DataLoader
 
 from librobot.data.augmentations.base import Augmentation, Learning, Rewriting, named_seed
+from librobot.data.block_order import BlockOrder
 from librobot.data.mixture_order import MixtureOrder
 from librobot.data.sampler import EpochSampler, ResumableLoader, whole_batch
 from librobot.data.sources.base import CacheMode, Mixture, OnError, Source, SourceFactory
@@ -30,7 +31,8 @@ class DataModule(lightning.LightningDataModule):
     read out, and replaces samples that fail later; both are counted and reported. batch_size: per device.
     val_fraction: the share of episodes, drawn from `seed`, kept for validation. augmentation: applied on the
     device, in training only; then `augmentations`, in their order. drop_last: leave an incomplete training
-    batch out. prefetch_factor: batches that each worker prepares.
+    batch out. prefetch_factor: batches that each worker prepares. order: "shuffle", or "blocks" of
+    `block_frames` neighbouring frames, which come into one batch and share their decoding (`BlockOrder`).
 
     `configure` must be called before the loaders are asked for.
     """
@@ -51,8 +53,17 @@ class DataModule(lightning.LightningDataModule):
         augmentations: Mapping[str, Augmentation | Rewriting] | None = None,
         seed: int = 0,
         drop_last: bool = True,
+        order: Literal["shuffle", "blocks"] = "shuffle",
+        block_frames: int = 2,
     ) -> None:
         super().__init__()
+        if order not in ("shuffle", "blocks"):
+            raise ValueError(f"order must be shuffle or blocks, found {order!r}")
+        if order == "blocks" and batch_size % block_frames:
+            raise ValueError(
+                f"batch_size must be a multiple of block_frames={block_frames} with order=blocks, found "
+                f"{batch_size}"
+            )
         if batch_size < 1 or num_workers < 0 or prefetch_factor < 1:
             raise ValueError(
                 "batch_size and prefetch_factor must be at least 1 and num_workers at least 0, found "
@@ -75,6 +86,7 @@ class DataModule(lightning.LightningDataModule):
         self.val_fraction, self.augmentation = val_fraction, augmentation
         self.augmentations = dict(augmentations or {})
         self.seed, self.drop_last = seed, drop_last
+        self.order, self.block_frames = order, block_frames
         if not val_fraction:
             # Lightning then sees that there is no validation; it is a choice, not a mistake to warn of.
             warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
@@ -258,13 +270,17 @@ class DataModule(lightning.LightningDataModule):
             self.source, windows, processor, self.seed if self._goals else None, self.on_error
         )
         trainer = self.trainer
-        order = None
+        order: MixtureOrder | BlockOrder | None = None
         if shuffle and isinstance(self.source, Mixture):
+            if self.order != "shuffle":
+                raise LibrobotError(f"data.order={self.order} is for one dataset; a mixture is shuffled")
             owners = self.source.dataset(windows.rows)
             groups = [np.flatnonzero(owners == i) for i in range(len(self.source.names))]
             order = MixtureOrder(groups, self.source.shares, seed=self.seed, names=self.source.names)
+        elif shuffle and self.order == "blocks":
+            order = BlockOrder(windows.episode_of_sample, self.block_frames, seed=self.seed)
         sampler = EpochSampler(
-            len(dataset) if order is None else len(order),
+            len(order) if isinstance(order, MixtureOrder) else len(dataset),
             self.batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
@@ -272,6 +288,7 @@ class DataModule(lightning.LightningDataModule):
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=trainer.world_size if trainer is not None else 1,
             order=order.indices if order is not None else None,
+            order_name=f"blocks of {self.block_frames}" if isinstance(order, BlockOrder) else "shuffle",
         )
         return dataset, sampler
 

@@ -21,7 +21,8 @@ class EpochSampler(DistributedSampler[int]):
     batch_size` indices, of which each rank takes its own part: no two ranks see the same sample in an epoch,
     and all have as many batches. With `drop_last` an incomplete global batch is left out; without it the
     ranks share what remains, of which at most `world_size - 1` samples are left out. `order` gives the
-    `num_samples` sample indices of an epoch in the place of the permutation.
+    `num_samples` sample indices of an epoch in the place of the permutation, and `order_name` says which
+    order that is.
 
     The sampler keeps its own place: `__iter__` gives what `advance` has not counted of the current epoch, or
     the next epoch. Lightning's count of epochs is not used: it calls an epoch done that `max_steps` cut
@@ -40,6 +41,7 @@ class EpochSampler(DistributedSampler[int]):
         rank: int = 0,
         world_size: int = 1,
         order: Callable[[int], np.ndarray] | None = None,
+        order_name: str = "shuffle",
     ) -> None:
         # The parent's constructor asks for a dataset and for torch.distributed; its attributes suffice.
         self.num_replicas, self.rank = world_size, rank
@@ -48,7 +50,7 @@ class EpochSampler(DistributedSampler[int]):
         unit = world_size * batch_size if drop_last else world_size
         self.num_used = num_samples // unit * unit
         self.num_batches = -(-self.num_used // (world_size * batch_size))
-        self.order = order
+        self.order, self.order_name = order, order_name
         self.epoch = 0
         self._skip = self._taken = 0
         self._limit = self.num_batches
@@ -83,7 +85,7 @@ class EpochSampler(DistributedSampler[int]):
         self._taken += 1
         self._limit = int(min(limit, self.num_batches))
 
-    def state_dict(self, pending: int = 0) -> dict[str, int]:
+    def state_dict(self, pending: int = 0) -> dict[str, Any]:
         """Where training is; `pending` batches reached the trainer but were not finished."""
         batches = self._skip + self._taken - pending
         over = batches >= self._limit
@@ -93,9 +95,10 @@ class EpochSampler(DistributedSampler[int]):
             "global_batch_size": self.num_replicas * self.batch_size,
             "num_samples": self.dataset_size,
             "seed": self.seed,
+            "order": self.order_name,
         }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there: the next `__iter__` gives the rest of that epoch.
 
         With another batch size or number of devices the same samples are skipped, rounded down to whole
@@ -103,8 +106,12 @@ class EpochSampler(DistributedSampler[int]):
         """
         changed = [
             f"{name} was {state[name]}, is {own}"
-            for name, own in (("num_samples", self.dataset_size), ("seed", self.seed))
-            if state[name] != own
+            for name, own in (
+                ("num_samples", self.dataset_size),
+                ("seed", self.seed),
+                ("order", self.order_name),
+            )
+            if state.get(name, own) != own  # earlier checkpoints name no order
         ]
         self.epoch, self._skip, self._taken = state["epoch"], 0, 0
         if changed:

@@ -62,6 +62,11 @@ class Windows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def episode_of_sample(self) -> Int[np.ndarray, " n"]:
+        """A number for the episode of each sample, ascending in the order of the samples."""
+        return np.cumsum(np.diff(self._begin, prepend=self._begin[:1]) != 0)
+
     def observation_rows(self, samples: Int[np.ndarray, " b"]) -> Int[np.ndarray, "b t"]:
         steps = np.arange(1 - self.obs_steps, 1)
         return np.maximum(self.rows[samples, None] + steps, self._begin[samples, None])
