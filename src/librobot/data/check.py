@@ -25,11 +25,13 @@ BLACK = 8
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem. kind: a word to search for; where: episode, dimension or file."""
+    """One problem. kind: a word to search for; where: episode, dimension or file; episodes: those that have
+    it, none where it is the whole dataset's."""
 
     kind: str
     where: str
     what: str
+    episodes: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.where}: {self.what}"
@@ -77,17 +79,19 @@ def _vectors(source: Source) -> Iterator[Finding]:
                     f"{key} {dim.name!r}, episode {episode}, frame {row - int(begins[episode])}",
                     f"goes from {x[row - 1]:g} to {x[row]:g}; 95 % of the changes are below {usual:g} "
                     f"({len(jumps)} such jumps)",
+                    tuple(np.unique(owner[jumps + 1]).tolist()),
                 )
 
 
 def _episodes(source: Source) -> Iterator[Finding]:
     lengths = source.episode_lengths
     for episode in np.flatnonzero(lengths < 2):
-        yield Finding("short", f"episode {episode}", "has one frame")
+        yield Finding("short", f"episode {episode}", "has one frame", (int(episode),))
     first = np.cumsum(lengths) - lengths
     empty = [i for i, prompt in enumerate(source.prompts(first)) if not prompt.strip()]
     if empty:
-        yield Finding("instruction", f"episode {empty[0]}", f"is empty, as in {len(empty)} episodes")
+        where, what = f"episode {empty[0]}", f"is empty, as in {len(empty)} episodes"
+        yield Finding("instruction", where, what, tuple(empty))
 
 
 def _timestamps(metadata: Metadata) -> Iterator[Finding]:
@@ -99,15 +103,15 @@ def _timestamps(metadata: Metadata) -> Iterator[Finding]:
         off = np.abs(own - np.arange(length) / metadata.fps) > tolerance
         if (np.diff(own) <= 0).any():
             frame = int(np.argmax(np.diff(own) <= 0)) + 1
-            yield Finding(
-                "timestamps", f"episode {episode}, frame {frame}", f"{own[frame]:g} s is not after the last"
-            )
+            what = f"{own[frame]:g} s is not after the last"
+            yield Finding("timestamps", f"episode {episode}, frame {frame}", what, (episode,))
         elif off.any():
             frame = int(np.argmax(off))
             yield Finding(
                 "timestamps",
                 f"episode {episode}, frame {frame}",
                 f"expected {frame / metadata.fps:g} s at {metadata.fps:g} Hz, found {own[frame]:g} s",
+                (episode,),
             )
 
 
@@ -136,15 +140,12 @@ def _pictures(source: Source, count: int, show: bool) -> Iterator[Finding]:
             try:
                 images = source.images(rows)
             except LibrobotError as error:
-                yield Finding("picture", f"episode {episode}", str(error))
+                yield Finding("picture", f"episode {episode}", str(error), (episode,))
                 continue
             moved = np.ptp(source.states(rows), axis=0).any() if source.spec.state_dim else False
             for name, frames in images.items():
+                where = f"camera {name}, episode {episode}"
                 if frames.max() < BLACK:
-                    yield Finding(
-                        "black", f"camera {name}, episode {episode}", "every picture looked at is black"
-                    )
+                    yield Finding("black", where, "every picture looked at is black", (episode,))
                 elif moved and len(rows) > 2 and (frames == frames[:1]).all():
-                    yield Finding(
-                        "frozen", f"camera {name}, episode {episode}", "does not change, the state does"
-                    )
+                    yield Finding("frozen", where, "does not change, the state does", (episode,))
