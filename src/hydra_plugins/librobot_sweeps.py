@@ -1,4 +1,4 @@
-"""Hydra's seams for sweeps of librobot-train: `hydra/sweeper=optuna`.
+"""Hydra's seams for sweeps of librobot-train: `hydra/sweeper=optuna`, `hydra/launcher=ray`.
 
 Hydra imports this module at every start and takes plugins from nowhere else, so it holds only the seams; what
 they do is in `librobot.training.sweeps`.
@@ -7,10 +7,12 @@ they do is in `librobot.training.sweeps`.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -50,7 +52,7 @@ class OptunaSweeper(Sweeper):
             )
         if OmegaConf.is_interpolation(self.config, "run_dir"):
             raise LibrobotError(
-                f"hydra/sweeper=optuna: expected run_dir=DIR, one folder for the sweep with its jobs numbered "
+                f"hydra/sweeper=optuna: expected run_dir=DIR, one folder for the sweep, its jobs numbered "
                 f"below it, found {self.config.run_dir!r} from an interpolation"
             )
         given = [f"{key!s}={value}" for key, value in self.params.items()]
@@ -64,6 +66,22 @@ class OptunaSweeper(Sweeper):
             objective=self.config.objective,
             **self.options,
         ).run()
+
+
+class RayLauncher(Launcher):
+    """Jobs on Ray's workers; the options are those of conf/hydra/launcher/ray.yaml."""
+
+    def __init__(self, address: str | None, workers: int | None, num_cpus: int, num_gpus: float) -> None:
+        self.options = {"address": address, "workers": workers, "num_cpus": num_cpus, "num_gpus": num_gpus}
+        self.given: dict[str, Any] = {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.given = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from librobot.training.sweeps.ray_launcher import launch
+
+        return launch(job_overrides, initial_job_idx, **self.given, **self.options)
 
 
 def _plain(value: Any) -> Any:
