@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from synthetic import ArraySource
 
+from librobot.data import format as v3
 from librobot.data import hdf5_writer, webdataset_writer, zarr_writer
 from librobot.data.convert import convert
 from librobot.data.detect import detect
 from librobot.data.sources.base import Source
 from librobot.data.sources.hdf5 import Hdf5Source
 from librobot.data.sources.lerobot import LeRobotSource
+from librobot.data.sources.rlds import RldsSource
 from librobot.data.sources.webdataset import WebDatasetSource
 from librobot.data.sources.zarr import ZarrSource
 from librobot.errors import LibrobotError
@@ -85,23 +90,86 @@ texts = st.text(
 )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_round_trips_keep_everything(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    tmp_path = tmp_path_factory.mktemp("round")
+PER_FRAME = {"lerobot", "webdataset", "rlds"}
+"""The formats that hold an instruction for each frame, not one for each episode."""
+
+
+def draw_source(data: st.DataObject, *, per_frame: bool) -> Random:
     lengths = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
     prompts = data.draw(st.lists(texts, min_size=len(lengths), max_size=len(lengths)))
     state_dim, action_dim = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 3))
-    cameras = tuple(Camera(name, 4, 6) for name in data.draw(st.sampled_from(["", "a", "ab"])))
+    cameras = tuple(Camera(name, 4, 6) for name in data.draw(st.sampled_from(["", "a", "ba"])))
     state = tuple(Dim(f"s{i}", "rad", "joint", low=-3.0) for i in range(state_dim))
     spec = RobotSpec("arm", cameras, state, tuple(Dim(f"a{i}") for i in range(action_dim)), 10.0)
     source = Random(lengths, spec, prompts, data.draw(st.integers(0, 99)))
-    first, second = data.draw(st.permutations(list(OPEN)))[:2]
-    once = OPEN[first](convert(source, tmp_path / "one", first, show=False))  # type: ignore[arg-type]
+    if per_frame:
+        frames = st.lists(st.sampled_from(["x", "y", *prompts]), min_size=sum(lengths), max_size=sum(lengths))
+        source._prompts = np.array(data.draw(frames), object)
+    return source
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(OPEN, 2)))
+@settings(
+    max_examples=3,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_every_pair_of_formats_keeps_everything(
+    tmp_path_factory: pytest.TempPathFactory, first: Any, second: Any, data: st.DataObject
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("round")
+    source = draw_source(data, per_frame={first, second} <= PER_FRAME)
+    once = OPEN[first](convert(source, tmp_path / "one", first, show=False))
     assert_same(once, source)
     assert detect(tmp_path / "one") == {"hdf5": "aloha"}.get(first, first)
-    assert_same(OPEN[second](convert(once, tmp_path / "two", second, show=False)), source)  # type: ignore[arg-type]
+    assert_same(OPEN[second](convert(once, tmp_path / "two", second, show=False)), source)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow_datasets") is None, reason="needs the extra rlds")
+@pytest.mark.parametrize("other", list(OPEN))
+@settings(max_examples=1, deadline=None, phases=[Phase.generate])
+@given(data=st.data())
+def test_every_pair_with_rlds_keeps_everything(
+    tmp_path_factory: pytest.TempPathFactory, other: Any, data: st.DataObject
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("round")
+    source = draw_source(data, per_frame=other in PER_FRAME)
+    once = OPEN[other](convert(source, tmp_path / "one", other, show=False))
+    rlds = RldsSource(convert(once, tmp_path / "two", "rlds", show=False))
+    assert_same(rlds, source)
+    assert rlds.spec == once.spec
+    assert_same(OPEN[other](convert(rlds, tmp_path / "three", other, show=False)), source)
+
+
+@pytest.mark.parametrize("to", sorted(set(OPEN) - PER_FRAME))
+def test_instructions_that_change_within_an_episode(tmp_path: Path, source: Any, to: Any) -> None:
+    """One of a format that holds one for each episode is refused, or cut."""
+    source._prompts[4:6] = "another"
+    with pytest.raises(LibrobotError, match=r"episode 1 has 2 instructions .*give --cut.* or --prompt"):
+        convert(source, tmp_path / "x", to, show=False)
+    assert not list(tmp_path.iterdir())
+    found = OPEN[to](convert(source, tmp_path / "x", to, cut=True, show=False))
+    assert found.episode_lengths.tolist() == [3, 1, 2, 2, 2, 4]
+    rows = np.arange(14)
+    assert found.prompts(rows) == source.prompts(rows)
+    np.testing.assert_array_equal(found.actions(rows), source.actions(rows))
+    np.testing.assert_array_equal(found.images(rows)["front"], source.images(rows)["front"])
+
+
+def test_lerobot_reads_instructions_that_change(tmp_path: Path, source: Any) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    source._prompts[4:6] = "another"
+    folder = convert(source, tmp_path / "d", "lerobot", show=False)
+    theirs = LeRobotDataset("somebody/something", root=folder)
+    assert [theirs[i]["task"] for i in range(14)] == source.prompts(np.arange(14))
+    assert theirs.meta.episodes[1]["tasks"] == ["b", "another"]
+    table = pq.read_table(folder / v3.EPISODES_PATH.format(chunk_index=0, file_index=0))
+    assert table["stats/task_index/max"].to_pylist()[:2] == [[0.0], [2.0]]
 
 
 @pytest.fixture
@@ -162,10 +230,6 @@ def test_what_cannot_be_converted(tmp_path: Path, source: Any, spec: RobotSpec) 
     (tmp_path / "there").mkdir()
     with pytest.raises(LibrobotError, match="there: exists already"):
         convert(source, tmp_path / "there", "zarr")
-    source._prompts[4] = "another"
-    with pytest.raises(LibrobotError, match=r"episode 1 has 2 instructions .*give --cut.* or --prompt"):
-        convert(source, tmp_path / "x", "zarr", show=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
     convert(source, tmp_path / "x", "zarr", prompt="do it", show=False)
     assert set(ZarrSource(tmp_path / "x").prompts(np.arange(14))) == {"do it"}
     slow = RobotSpec(spec.name, spec.cameras, spec.state, spec.action, 12.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from librobot.cli import data_looking, data_writing
+from librobot.cli import data_editing, data_looking, data_writing
 from librobot.cli.app import start
 
 
@@ -15,11 +15,18 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True)
     data_looking.add(commands)
     data_writing.add(commands)
+    data_editing.add(commands)
     return root
 
 
 def command() -> object:
-    given = parser().parse_args()
+    given, rest = parser().parse_known_args()
+    if unknown := [
+        word for word in rest if word.startswith("-") or "=" not in word or "options" not in given
+    ]:
+        parser().error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:  # argparse takes those before the first --option only
+        given.options = [*given.options, *rest]
     return given.run(given)
 
 

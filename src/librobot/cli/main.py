@@ -10,7 +10,7 @@ COMMANDS = {
     "librobot-train": "train a policy from demonstrations",
     "librobot-eval": "measure a checkpoint's success in simulation",
     "librobot-record": "record a scripted expert's demonstrations",
-    "librobot-data": "look into datasets (info, stats), check and convert them",
+    "librobot-data": "look into datasets, check, convert, merge, split and filter them",
     "librobot-export": "write a trained policy in another form: merge, adapters",
     "librobot-import": "turn a published checkpoint (lerobot, openpi, OpenVLA, GR00T) into ours",
     "librobot-sweep-report": "table and plots of a sweep, from its folder",

@@ -22,7 +22,7 @@ from librobot.data.files import write_json, written_whole
 from librobot.data.metadata import STAGING, read_tasks
 from librobot.data.staging import StagedEpisode
 from librobot.data.statistics import QUANTILES, merge_statistics, vector_statistics
-from librobot.data.video import join_videos, video_info
+from librobot.data.video import join_videos, stream_format, video_info
 
 STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
 INFO_ASIDE = f"{STAGING}/info.json"
@@ -71,17 +71,14 @@ def consolidate(
     for key, feature in described.items():
         if feature["dtype"] == "video":
             first = _write_videos(root, key, staged, new, rows, fps, video_file_bytes)
-            feature["info"] = (info or {"features": {key: {}}})["features"][key].get("info") or video_info(
-                first, fps
-            )
+            complete = (info or {"features": {key: {}}})["features"][key].get("info")
+            feature["info"] = complete or feature.get("info") or video_info(first, fps)
 
     rows += new
     _write_episodes(root, rows)
     _write_tasks(root, tasks)
     stats = {}
-    for key in [
-        name.split("/")[1] for name in rows[0] if name.startswith("stats/") and name.endswith("/mean")
-    ]:
+    for key in _described_features(rows):
         parts = [{name: np.asarray(row[f"stats/{key}/{name}"]) for name in STATISTICS} for row in rows]
         stats[key] = {name: value.tolist() for name, value in merge_statistics(parts).items()}
     write_json(root / v3.STATS, stats)
@@ -104,6 +101,12 @@ def consolidate(
             "features": described,
         },
     )
+
+
+def _described_features(rows: Sequence[Row]) -> list[str]:
+    """The features of which every episode has statistics."""
+    found = [name for name in rows[0] if name.startswith("stats/") and name.endswith("/mean")]
+    return [name.split("/")[1] for name in found if all(row.get(name) is not None for row in rows)]
 
 
 def _complete_rows(root: Path, info: Mapping[str, Any] | None) -> list[Row]:
@@ -145,17 +148,22 @@ def _episode_row(episode: StagedEpisode, task_numbers: np.ndarray) -> Row:
 
 
 def _grouped(
-    staged: Sequence[StagedEpisode], sizes: Sequence[int], rows: Sequence[Row], prefix: str, limit: int
+    staged: Sequence[StagedEpisode],
+    sizes: Sequence[int],
+    rows: Sequence[Row],
+    prefix: str,
+    limit: int,
+    kinds: Sequence[Any] = (),
 ) -> Iterator[tuple[int, int, list[int]]]:
     """(chunk, file, positions in `staged`) of every new file: filled up to `limit` bytes, after the last old
-    one."""
+    one. kinds: episodes of one file have the same."""
     place = (0, 0)
     if rows:
         place = v3.next_file(rows[-1][f"{prefix}/chunk_index"], rows[-1][f"{prefix}/file_index"])
     group: list[int] = []
     size = 0
     for i in range(len(staged)):
-        if group and size + sizes[i] > limit:
+        if group and (size + sizes[i] > limit or (kinds and kinds[i] != kinds[group[-1]])):
             yield *place, group
             place, group, size = v3.next_file(*place), [], 0
         group.append(i)
@@ -201,8 +209,9 @@ def _write_videos(
 ) -> Path:
     """Join the staged videos of one camera; the first file written."""
     sizes = [episode.video(key).stat().st_size for episode in staged]
+    kinds = [stream_format(episode.video(key)) for episode in staged]
     first = None
-    for chunk, file, group in _grouped(staged, sizes, rows, f"videos/{key}", limit):
+    for chunk, file, group in _grouped(staged, sizes, rows, f"videos/{key}", limit, kinds):
         path = root / v3.VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
         first = first or path
         with written_whole(path) as temporary:

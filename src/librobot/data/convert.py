@@ -9,8 +9,10 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
+from librobot.data.episode_writer import EpisodeWriter
 from librobot.data.hdf5_writer import Hdf5Writer
 from librobot.data.new_folder import new_folder
+from librobot.data.rlds_writer import RldsWriter
 from librobot.data.selected import cut_by_instruction, rows_of
 from librobot.data.sources.base import Source
 from librobot.data.webdataset_writer import WebDatasetWriter
@@ -19,9 +21,7 @@ from librobot.data.zarr_writer import ZarrWriter
 from librobot.errors import LibrobotError, nearest
 from librobot.progress import ProgressBar
 
-Format = Literal["lerobot", "hdf5", "zarr", "webdataset"]
-ONE_INSTRUCTION = {"hdf5", "zarr"}
-"""Formats that hold one for each episode, not one for each frame."""
+Format = Literal["lerobot", "rlds", "hdf5", "zarr", "webdataset"]
 
 
 class Writer(Protocol):
@@ -63,7 +63,7 @@ def convert(
         raise LibrobotError(f"--to {to}: {nearest(to, get_args(Format))}")
     if cut and prompt is None:
         source = cut_by_instruction(source)
-    elif to in ONE_INSTRUCTION and prompt is None:
+    elif to in WRITERS and WRITERS[to].one_instruction and prompt is None:
         _expect_one_instruction(source, to)
     described = {
         "source": str(source.provenance.get("root")),
@@ -76,17 +76,25 @@ def convert(
     }
     make = _writer(source, to, video, fps)
     with new_folder(target, described) as folder:
-        write_episodes(source, make(folder), Path(target).name, prompt=prompt, show=show)
+        try:
+            writer = make(folder)
+        except ValueError as error:
+            raise LibrobotError(f"{source.provenance.get('root')}: {error}") from error
+        write_episodes(source, writer, Path(target).name, prompt=prompt, show=show)
     return Path(target).expanduser().absolute()
 
 
+WRITERS: dict[str, type[EpisodeWriter]] = {
+    "hdf5": Hdf5Writer,
+    "rlds": RldsWriter,
+    "webdataset": WebDatasetWriter,
+    "zarr": ZarrWriter,
+}
+
+
 def _writer(source: Source, to: Format, video: bool, fps: int | None) -> Callable[[Path], Writer]:
-    if to == "hdf5":
-        return partial(Hdf5Writer, spec=source.spec)
-    if to == "zarr":
-        return partial(ZarrWriter, spec=source.spec)
-    if to == "webdataset":
-        return partial(WebDatasetWriter, spec=source.spec)
+    if to != "lerobot":
+        return partial(WRITERS[to], spec=source.spec)
     return partial(lerobot_writer, source=source, video=video, fps=whole_rate(source, fps))
 
 

@@ -37,6 +37,7 @@ def new_folder(target: str | Path, described: Mapping[str, Any]) -> Iterator[Pat
         except BaseException:
             if not partial.exists():  # nothing is kept, so nothing else is kept from starting
                 record.unlink()
+                lock.unlink(missing_ok=True)
             raise
         partial.rename(target)
         record.unlink()

@@ -10,29 +10,53 @@ each field
     text      FILE.bin and its table     int32 index into "texts"
     picture   FILE.blob, FILE.bin        encoded bytes, int64 ends
 
-Progress goes to stdout as "DONE TOTAL" lines of episodes.
+Progress goes to stdout as "DONE TOTAL" lines of episodes. Killed and started again it goes on where OUT's
+progress.json says: whatever the files hold beyond is cut off.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+PROGRESS = "progress.json"
+"""How far an export that has not ended is: {"read", "lengths", "fields": {path: its `Field.state`}}."""
+SECONDS = 10.0
+"""Between two times that it is written."""
+
 
 class Field:
-    """One field of the steps, written as it comes."""
+    """One field of the steps, written as it comes. state: what `state` gave when the files were as they shall
+    go on."""
 
-    def __init__(self, folder: Path, number: int, kind: str) -> None:
+    def __init__(self, folder: Path, number: int, kind: str, state: dict[str, Any] | None = None) -> None:
         self.name, self.kind = f"field_{number:03d}", kind
-        self.values: BinaryIO = (folder / f"{self.name}.bin").open("wb")
-        self.blob: BinaryIO | None = (folder / f"{self.name}.blob").open("wb") if kind == "picture" else None
-        self.end, self.texts = 0, {}  # type: int, dict[str, int]
-        self.dtype, self.shape = "", ()  # type: str, tuple[int, ...]
+        state = state or {"bytes": 0, "end": 0, "texts": [], "dtype": "", "shape": []}
+        self.values = _opened(folder / f"{self.name}.bin", state["bytes"])
+        self.blob = _opened(folder / f"{self.name}.blob", state["end"]) if kind == "picture" else None
+        self.end = state["end"]
+        self.texts = {text: i for i, text in enumerate(state["texts"])}
+        self.dtype, self.shape = state["dtype"], tuple(state["shape"])
+
+    def state(self) -> dict[str, Any]:
+        """Plain values by which a new `Field` goes on; everything before is in the files."""
+        self.values.flush()
+        if self.blob is not None:
+            self.blob.flush()
+        return {
+            "bytes": self.values.tell(),
+            "end": self.end,
+            "texts": list(self.texts),
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+        }
 
     def add(self, values: np.ndarray) -> None:
         if self.kind == "numbers":
@@ -63,6 +87,15 @@ class Field:
         if self.kind == "text":
             described["texts"] = list(self.texts)
         return described
+
+
+def _opened(path: Path, size: int) -> BinaryIO:
+    """The file for writing after its first `size` bytes."""
+    path.touch()
+    file = path.open("r+b")
+    file.truncate(size)
+    file.seek(size)
+    return file
 
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -106,18 +139,24 @@ def export(folder: str, split: str, out: Path) -> None:
     features = dict(sorted(flatten_features(builder.info.features["steps"].feature)))  # TFDS has no order
     kinds = {path: kind_of(feature) for path, feature in features.items()}
     left_out = {p: kind for p, kind in kinds.items() if kind not in ("numbers", "text", "picture", "encoded")}
+    done: dict[str, Any] = {"read": 0, "lengths": [], "fields": {}}
+    if (out / PROGRESS).exists():
+        done = json.loads((out / PROGRESS).read_text(encoding="utf-8"))
     fields: dict[str, Field] = {}
     for path, kind in kinds.items():
         if path not in left_out:
-            fields[path] = Field(out, len(fields), "numbers" if kind == "encoded" else kind)
-    dataset = builder.as_dataset(
-        split=split,
+            stored = "numbers" if kind == "encoded" else kind
+            fields[path] = Field(out, len(fields), stored, done["fields"].get(path))
+    total = builder.info.splits[split].num_examples
+    left = done["read"] < total
+    dataset = left and builder.as_dataset(
+        split=f"{split}[{done['read']}:]" if done["read"] else split,
         decoders={"steps": tfds.decode.SkipDecoding()},
         read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
     )
-    total = builder.info.splits[split].num_examples
-    lengths: list[int] = []
-    for episode in tfds.as_numpy(dataset):
+    lengths: list[int] = done["lengths"]
+    written = time.monotonic()
+    for read, episode in enumerate(tfds.as_numpy(dataset) if left else (), done["read"] + 1):
         steps = dict(flatten(episode["steps"]))
         length = len(next(iter(steps.values())))
         if not length:
@@ -133,9 +172,19 @@ def export(folder: str, split: str, out: Path) -> None:
         lengths.append(length)
         if len(lengths) % 10 == 0 or len(lengths) == total:
             print(len(lengths), total, flush=True)
+        if time.monotonic() - written > SECONDS:
+            states = {path: field.state() for path, field in fields.items()}
+            _write(out / PROGRESS, {"read": read, "lengths": lengths, "fields": states})
+            written = time.monotonic()
     described = {path: field.close() for path, field in fields.items()}
     content = {"lengths": lengths, "fields": described, "left_out": left_out, "name": builder.name}
-    (out / "content.json").write_text(json.dumps(content), encoding="utf-8")
+    _write(out / "content.json", content)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def flatten_features(feature: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

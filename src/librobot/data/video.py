@@ -128,3 +128,40 @@ def video_info(path: Path, fps: int) -> dict[str, Any]:
         }
     options = encoder_options()
     return info | {"video.g": int(options["g"]), "video.crf": int(options["crf"])}
+
+
+def copy_span(path: Path, target: Path, begin: float, frames: int, fps: float) -> bool:
+    """Write the `frames` frames from `begin` (seconds) on to a file of their own, packets copied.
+
+    False where that cannot be: the first is no keyframe, packets are not in the order of their frames, or
+    some are missing. `target` is then not to be used.
+    """
+    count, whole = 0, True
+    with av.open(str(path)) as source, av.open(str(target), "w", format="mp4") as output:
+        track = source.streams.video[0]
+        base = _time_base(track)
+        first = round(Fraction(begin) / base)
+        half = Fraction(1, 2) / Fraction(fps) / base
+        stream = output.add_stream_from_template(track, opaque=True)
+        source.seek(max(0, int(first + half) - 1), backward=True, stream=track)
+        for packet in source.demux(track):
+            if packet.pts is None or packet.pts < first - half:
+                continue
+            whole = packet.pts == packet.dts and (count > 0 or packet.is_keyframe)
+            if not whole or packet.pts >= first + (2 * frames - 1) * half:
+                break
+            packet.pts = packet.dts = packet.pts - first
+            packet.stream = stream
+            output.mux(packet)
+            count += 1
+    return whole and count == frames
+
+
+def stream_format(path: Path) -> tuple[Any, ...]:
+    """What two files must have in common for their packets to lie in one."""
+    found: tuple[Any, ...] = ()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        codec = stream.codec_context
+        found = codec.name, stream.width, stream.height, stream.pix_fmt, codec.extradata, stream.time_base
+    return found

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +14,19 @@ from jaxtyping import Int, UInt8
 from librobot.data.files import locked
 from librobot.data.frame_cache import file_fingerprint
 from librobot.data.images import decode_image
+from librobot.data.rlds_export import PROGRESS
 from librobot.data.sources.base import CacheMode, OnError
 from librobot.data.sources.stored import Episodes, StoredSource, default_cache_dir
 from librobot.data.standardise import compose
+from librobot.data.tensorflow_process import run_with_tensorflow
 from librobot.errors import LibrobotError, nearest
 from librobot.progress import ProgressBar
 from librobot.types import Camera, RobotSpec
 
 Term = str | Mapping[str, Any]
+
+SPEC = "librobot.json"
+"""Beside dataset_info.json: the robot's spec, where our writer wrote the dataset."""
 
 
 class RldsSource(StoredSource):
@@ -35,7 +36,8 @@ class RldsSource(StoredSource):
     pictures: camera -> field of a step ("observation/image"); None: every picture of three colours. state,
     action: terms of fields (`librobot.data.standardise.Term`); None: observation/state and action. prompt:
     the field with the instruction, None for none. drop_first, drop_last: steps that every episode leaves out
-    at its ends, after the composition. robot, control_hz: RLDS does not say.
+    at its ends, after the composition. robot, control_hz: RLDS does not say, but what `convert` wrote does:
+    its librobot.json holds the robot's spec.
 
     Raises LibrobotError for a folder that TFDS cannot open, unknown fields and episodes too short.
     """
@@ -57,7 +59,7 @@ class RldsSource(StoredSource):
         cache_dir: str | Path | None = None,
         export_dir: str | Path | None = None,
         robot: str | None = None,
-        control_hz: float = 10.0,
+        control_hz: float | None = None,
         on_error: OnError = "raise",
     ) -> None:
         root = Path(root).expanduser().absolute()
@@ -81,6 +83,12 @@ class RldsSource(StoredSource):
             unread = [f"{name} ({why})" for name, why in content["left_out"].items()]
             note = f". Left out of the dataset: {', '.join(unread)}" if unread else ""
             raise LibrobotError(f"{error}{note}") from error
+        described = _described(root)
+        if described is not None:
+            state_dims = list(described.state) if len(described.state) == len(state_dims) else state_dims
+            action_dims = list(described.action) if len(described.action) == len(action_dims) else action_dims
+            if pictures is None:
+                pictures = {name: f"observation/{name}" for name in described.camera_names}
         kept, kept_lengths = _kept(lengths, drop_first, drop_last, root)
         columns, cameras_found = {}, []
         for name, column in self._columns_of(folder, root, known, pictures).items():
@@ -93,11 +101,11 @@ class RldsSource(StoredSource):
             Episodes(
                 root=root,
                 spec=RobotSpec(
-                    name=robot or content["name"],
+                    name=robot or (described.name if described else content["name"]),
                     cameras=tuple(cameras_found),
                     state=tuple(state_dims),
                     action=tuple(action_dims),
-                    control_hz=control_hz,
+                    control_hz=control_hz or (described.control_hz if described else 10.0),
                 ),
                 lengths=kept_lengths,
                 states=states[kept],
@@ -188,37 +196,40 @@ def exported(root: Path, split: str, folder: Path) -> Path:
 
 
 def _export(root: Path, split: str, target: Path) -> None:
-    if importlib.util.find_spec("tensorflow_datasets") is None:
-        raise LibrobotError(
-            "reading RLDS needs tensorflow_datasets; install it with: pip install 'librobot[rlds]'"
-        )
+    """Goes on with what an interrupted export left in PARTIAL."""
     partial = target.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    quiet = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
-    command = [sys.executable, "-m", "librobot.data.rlds_export", str(root), split, str(partial)]
-    with (
-        (partial / "log.txt").open("w+") as log,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | quiet
-        ) as child,
-    ):
-        assert child.stdout is not None
-        progress, done = None, 0
-        for line in child.stdout:
-            now, total = (int(number) for number in line.split())
-            progress = progress or ProgressBar(f"reading RLDS {root.parent.name}", total).__enter__()
-            progress.advance(now - done)
-            done = now
-        if progress is not None:
-            progress.__exit__(None, None, None)
-        code = child.wait()
-        log.seek(0)
-        said = [line.strip() for line in log if line.strip()]
-    if code:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise LibrobotError(f"{root}: TFDS cannot read it: {said[-1] if said else f'exit code {code}'}")
+    partial.mkdir(parents=True, exist_ok=True)
+    progress: list[ProgressBar] = []
+
+    def show(line: str) -> None:
+        now, total = (int(number) for number in line.split())
+        if not progress:
+            progress.append(ProgressBar(f"reading RLDS {root.parent.name}", total).__enter__())
+        progress[0].advance(now - progress[0].done)
+
+    try:
+        arguments = [str(root), split, str(partial)]
+        run_with_tensorflow("librobot.data.rlds_export", arguments, partial / "log.txt", line=show)
+    except RuntimeError as error:
+        if not (partial / PROGRESS).exists():
+            shutil.rmtree(partial)
+        raise LibrobotError(f"{root}: TFDS cannot read it: {error}") from error
+    finally:
+        for bar in progress:
+            bar.__exit__(None, None, None)
+    (partial / PROGRESS).unlink(missing_ok=True)
     partial.rename(target)
+
+
+def _described(root: Path) -> RobotSpec | None:
+    """The robot of a dataset that our writer wrote."""
+    path = root / SPEC
+    if not path.exists():
+        return None
+    try:
+        return RobotSpec.from_dict(json.loads(path.read_text(encoding="utf-8"))["spec"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise LibrobotError(f"{path}: spec: expected what RobotSpec.to_dict gives: {error}") from error
 
 
 def _kept(

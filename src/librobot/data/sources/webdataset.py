@@ -100,7 +100,9 @@ class WebDatasetSource(StoredSource):
         )
         prompts, prompt_of_row = np.unique(texts, return_inverse=True)
         states, actions = joined("states"), joined("actions")
-        sizes = {camera: next(iter(column.read(np.array([0])))).shape[:2] for camera, column in columns.items()}
+        sizes = {
+            camera: next(iter(column.read(np.array([0])))).shape[:2] for camera, column in columns.items()
+        }
         spec = RobotSpec(
             name=robot or (described.name if described else "unknown"),
             cameras=tuple(Camera(camera, *size) for camera, size in sizes.items()),

@@ -1,0 +1,152 @@
+"""RLDS that `convert` writes, read by TFDS and by data=rlds; exports that go on after an interruption."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from librobot.config.build import open_source
+from librobot.data import rlds_writer
+from librobot.data.convert import convert
+from librobot.data.rlds_export import Field
+from librobot.data.rlds_writer import RldsWriter
+from librobot.data.sources.lerobot import LeRobotSource
+from librobot.errors import LibrobotError
+from librobot.types import Camera, Dim, RobotSpec
+
+needs_tfds = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow_datasets") is None, reason="needs the extra rlds"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("LIBROBOT_CACHE", str(folder))
+    return folder
+
+
+@pytest.mark.slow
+@needs_tfds
+def test_tfds_reads_what_is_written_and_so_does_data_rlds(
+    tmp_path: Path, image_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two shards; killed before the second, and again before they get their names."""
+    source, target = LeRobotSource(image_dataset), tmp_path / "robot/1.0.0"
+    run = RldsWriter._run
+    for stop_at in ("shard", "finish"):
+
+        def breaks(self: Any, what: str, stop_at: str = stop_at) -> None:
+            if what == stop_at and self.described["shards"]:
+                raise KeyboardInterrupt
+            run(self, what)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RldsWriter, "_run", breaks)
+            patch.setattr(RldsWriter.__init__, "__kwdefaults__", {"shard_bytes": 10_000})
+            with pytest.raises(KeyboardInterrupt):
+                convert(source, target, "rlds", show=False)
+    convert(source, target, "rlds", show=False)
+    assert len(list(target.glob("arm-train.tfrecord-*-of-00002"))) == 2
+    assert sorted(path.name for path in target.parent.iterdir()) == ["1.0.0"]
+    subprocess.run(
+        [sys.executable, Path(__file__).with_name("read_rlds.py"), target, tmp_path / "read.npz"], check=True
+    )
+    read, rows = np.load(tmp_path / "read.npz"), np.arange(20)
+    assert read["lengths"].tolist() == source.episode_lengths.tolist() == [5, 1, 8, 6]
+    np.testing.assert_array_equal(read["action"], source.actions(rows))
+    np.testing.assert_array_equal(read["state"], source.states(rows))
+    assert read["prompt"].tolist() == source.prompts(rows)
+    assert np.flatnonzero(read["is_first"]).tolist() == [0, 5, 6, 14]
+    assert np.flatnonzero(read["is_last"]).tolist() == [4, 5, 13, 19]
+    for name, frames in source.images(rows).items():
+        np.testing.assert_array_equal(read[name].transpose(0, 3, 1, 2), frames)
+    ours = open_source(str(target), None, [])
+    assert ours.spec == source.spec
+    np.testing.assert_array_equal(ours.states(rows), source.states(rows))
+    np.testing.assert_array_equal(ours.images(rows)["wrist"], source.images(rows)["wrist"])
+    assert ours.prompts(rows) == source.prompts(rows)
+
+
+@pytest.mark.slow
+@needs_tfds
+def test_an_export_goes_on_after_it_was_killed(tmp_path: Path, image_dataset: Path) -> None:
+    target = convert(LeRobotSource(image_dataset), tmp_path / "written", "rlds", show=False)
+    code = """
+import pathlib, sys
+from librobot.data import rlds_export
+write, seen = rlds_export._write, []
+def dies(path, content):
+    write(path, content)
+    if path.name == rlds_export.PROGRESS and content["read"] == int(sys.argv[4]):
+        with open(path.parent / "field_000.bin", "ab") as file:
+            file.write(b"what came after")
+        sys.exit(7)
+rlds_export._write, rlds_export.SECONDS = dies, -1
+rlds_export.export(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]))
+"""
+    once, often = tmp_path / "once", tmp_path / "often"
+    for folder, stops in ((once, [0]), (often, [1, 3, 4, 0])):
+        folder.mkdir()
+        for stop in stops:
+            arguments = [sys.executable, "-c", code, str(target), "train", str(folder), str(stop)]
+            assert subprocess.run(arguments, check=False).returncode == (7 if stop else 0)
+    names = sorted(path.name for path in once.glob("*") if path.name != "progress.json")
+    assert "content.json" in names
+    for name in names:
+        assert (once / name).read_bytes() == (often / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["numbers", "text", "picture"])
+def test_a_field_goes_on_where_its_state_was_taken(tmp_path: Path, kind: str) -> None:
+    values = {
+        "numbers": np.arange(12, dtype=np.float32).reshape(6, 2),
+        "text": np.array([b"a", b"b", b"a", b"c", b"b", b"d"], object),
+        "picture": np.array([b"1", b"22", b"333", b"4", b"5", b"66"], object),
+    }[kind]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole = Field(tmp_path / "whole", 3, kind)
+    whole.add(values[:2])
+    whole.add(values[2:])
+    first = Field(tmp_path / "cut", 3, kind)
+    first.add(values[:2])
+    state = json.loads(json.dumps(first.state()))
+    first.add(values[4:])
+    first.close()
+    again = Field(tmp_path / "cut", 3, kind, state)
+    assert again.state() == state
+    again.add(values[2:])
+    assert again.close() == whole.close()
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "cut" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_rlds_cannot_hold(tmp_path: Path) -> None:
+    for name in ("state", "a/b"):
+        spec = RobotSpec("arm", (Camera(name, 4, 4),), (), (Dim("x"),), 10.0)
+        with pytest.raises(ValueError, match=r"only letters, digits.*the name state is taken"):
+            RldsWriter(tmp_path / "d", spec)
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_program_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = RobotSpec("arm", (), (), (Dim("x"),), 10.0)
+    writer = RldsWriter(tmp_path / "d", spec)
+    writer.add_episode(images={}, state=np.zeros((2, 0)), action=np.zeros((2, 1)), task="go")
+
+    def fails(module: str, arguments: list[str], log: Path) -> None:
+        assert (module, arguments[1]) == ("librobot.data.rlds_build", "shard")
+        raise RuntimeError("OSError: disk full")
+
+    monkeypatch.setattr(rlds_writer, "run_with_tensorflow", fails)
+    with pytest.raises(LibrobotError, match=r"d: TFDS cannot write it: OSError: disk full"):
+        writer.finalize()
+    assert RldsWriter(tmp_path / "d", spec).num_episodes == 1
