@@ -17,7 +17,15 @@ from librobot.data.augmentations.base import Augmentation, Learning, Rewriting, 
 from librobot.data.block_order import BlockOrder
 from librobot.data.mixture_order import MixtureOrder
 from librobot.data.sampler import EpochSampler, ResumableLoader, whole_batch
-from librobot.data.sources.base import CacheMode, Mixture, OnError, Source, SourceFactory
+from librobot.data.sources.base import (
+    Cache,
+    CacheMode,
+    CacheOptions,
+    Mixture,
+    OnError,
+    Source,
+    SourceFactory,
+)
 from librobot.data.windows import Processor, WindowDataset, Windows
 from librobot.errors import LibrobotError
 from librobot.types import Batch, RobotSpec
@@ -27,7 +35,8 @@ class DataModule(lightning.LightningDataModule):
     """Windows of a dataset in seeded order; the same batches on resume, in the middle of an epoch too.
 
     source: a built `Source`, or a `SourceFactory` (a `_partial_` node), which is called with `cameras`,
-    `image_size` and `cache` when the source is first needed. on_error: "skip" leaves episodes that cannot be
+    `image_size` and `cache` when the source is first needed. cache, cache_build, cache_limit_gb: see
+    `CacheOptions`. on_error: "skip" leaves episodes that cannot be
     read out, and replaces samples that fail later; both are counted and reported. batch_size: per device.
     val_fraction: the share of episodes, drawn from `seed`, kept for validation. augmentation: applied on the
     device, in training only; then `augmentations`, in their order. drop_last: leave an incomplete training
@@ -44,6 +53,8 @@ class DataModule(lightning.LightningDataModule):
         cameras: Sequence[str] | None = None,
         image_size: Sequence[int] | None = None,
         cache: CacheMode = "none",
+        cache_build: Literal["ahead", "background"] = "ahead",
+        cache_limit_gb: float | None = None,
         on_error: OnError = "raise",
         batch_size: int = 32,
         num_workers: int = 0,
@@ -80,8 +91,11 @@ class DataModule(lightning.LightningDataModule):
             self._make_source = lambda: source
         else:
             size = (int(image_size[0]), int(image_size[1])) if image_size is not None else None
+            kept: Cache = cache
+            if (cache_build, cache_limit_gb) != ("ahead", None):
+                kept = CacheOptions(cache, cache_build, cache_limit_gb)
             more = {} if on_error == "raise" else {"on_error": on_error}
-            self._make_source = lambda: source(cameras=cameras, image_size=size, cache=cache, **more)
+            self._make_source = lambda: source(cameras=cameras, image_size=size, cache=kept, **more)
         self.batch_size, self.num_workers, self.prefetch_factor = batch_size, num_workers, prefetch_factor
         self.val_fraction, self.augmentation = val_fraction, augmentation
         self.augmentations = dict(augmentations or {})

@@ -1,106 +1,89 @@
-"""Decoded frames in memory-mapped files: each frame is decoded once, a batch is then one gather."""
+"""Frames decoded once: each camera's rows in pieces, files of raw pixels or of small quick video."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
-from librobot.data import shared_memory
-from librobot.data.files import locked, remove_temporaries, written_whole
+from librobot.data.files import written_whole
 from librobot.data.metadata import Metadata
-from librobot.errors import LibrobotError
-from librobot.progress import ProgressBar
 
-BLOCK_FRAMES = 256
-"""Frames decoded at a time by one worker: what bounds the memory."""
-
-Decode = Callable[[str, np.ndarray], np.ndarray]
+PIECE_FRAMES = 256
+"""Rows of a file: what a builder holds in memory at a time, and loses when it is killed."""
 
 
 class FrameCache:
-    """One camera's frames, uint8 (n, c, h, w) in `folder/<camera>.npy`, mapped into memory when first
-    read."""
+    """Some or all of one camera's frames, uint8 (n, c, h, w), in `folder/<camera>/<piece>`.
+
+    A piece gets its name when it is whole, so that whatever is there can be read, by any number of processes,
+    while others are still made.
+    """
+
+    suffix = ".npy"
 
     def __init__(self, folder: Path, camera: str, shape: tuple[int, int, int, int]) -> None:
-        self.camera, self.shape = camera, shape
-        self.path = folder / f"{camera}.npy"
-        self._frames: np.memmap | None = None
+        self.folder, self.camera, self.shape = folder / camera, camera, shape
+        self.piece_frames = PIECE_FRAMES
+        self.pieces = -(-shape[0] // PIECE_FRAMES)
+        self._open: dict[int, np.ndarray] = {}
+        self._seen = np.zeros(self.pieces, bool)
 
-    def read(self, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n c h w"]:
-        if self._frames is None:
-            self._frames = np.load(self.path, mmap_mode="r")
-        out = shared_memory.empty((len(rows), *self.shape[1:]))
-        return np.take(self._frames, rows, axis=0, out=out, mode="clip")
+    def path(self, piece: int) -> Path:
+        return self.folder / f"{piece:05d}{self.suffix}"
+
+    def rows(self, piece: int) -> Int[np.ndarray, " n"]:
+        return np.arange(piece * self.piece_frames, min((piece + 1) * self.piece_frames, self.shape[0]))
+
+    def missing(self) -> list[int]:
+        """The pieces that are not there yet."""
+        there = {path.name for path in self.folder.glob(f"*{self.suffix}")}
+        return [piece for piece in range(self.pieces) if self.path(piece).name not in there]
+
+    def available(self, rows: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Which of the rows can be read from here by now."""
+        pieces = rows // self.piece_frames
+        for piece in np.unique(pieces[~self._seen[pieces]]):
+            self._seen[piece] = self.path(int(piece)).exists()
+        return self._seen[pieces]
+
+    def read_into(
+        self,
+        rows: Int[np.ndarray, " n"],
+        out: UInt8[np.ndarray, "m c h w"],
+        places: Int[np.ndarray, " n"],
+    ) -> None:
+        """Put the frames of available, ascending `rows` into out[places]."""
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            piece, frame = divmod(row, self.piece_frames)
+            if piece not in self._open:
+                self._open[piece] = np.load(self.path(piece), mmap_mode="r")
+            out[place] = self._open[piece][frame]
+
+    def write(self, piece: int, frames: UInt8[np.ndarray, "n c h w"]) -> None:
+        with written_whole(self.path(piece)) as temporary, temporary.open("wb") as file:
+            np.save(file, frames)
+
+    def estimated_bytes(self, pieces: int) -> int:
+        """About so many does it take to store so many pieces."""
+        return pieces * self.piece_frames * int(np.prod(self.shape[1:]))
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_frames": None}  # a pickled memory map would carry every pixel
-
-    @property
-    def complete(self) -> bool:
-        if not self.path.exists():
-            return False
-        return np.load(self.path, mmap_mode="r").shape == self.shape
-
-    @staticmethod
-    def build(caches: Sequence[FrameCache], decode: Decode, *, num_workers: int = 2) -> None:
-        """Write the files that are missing. `decode(camera, rows)` must be safe in threads.
-
-        A file gets its name when it is whole; processes that start at once wait for the first to finish.
-        """
-        if not caches or all(cache.complete for cache in caches):
-            return
-        folder = caches[0].path.parent
-        with locked(folder.with_suffix(".lock")):
-            missing = [cache for cache in caches if not cache.complete]
-            if not missing:
-                return
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_temporaries(folder)
-            _check_space(folder, missing)
-            total = sum(cache.shape[0] for cache in missing)
-            with ProgressBar("decoding frames", total) as progress, ThreadPoolExecutor(num_workers) as pool:
-                for cache in missing:
-                    cache._write(decode, pool, num_workers, progress.advance)
-
-    def _write(
-        self, decode: Decode, pool: ThreadPoolExecutor, num_workers: int, advance: Callable[[int], None]
-    ) -> None:
-        with written_whole(self.path) as temporary:
-            frames = np.lib.format.open_memmap(temporary, "w+", np.uint8, self.shape)
-
-            def work(rows: np.ndarray) -> int:
-                frames[rows[0] : rows[-1] + 1] = decode(self.camera, rows)
-                return len(rows)
-
-            pending: set[Future[int]] = set()
-            for start in range(0, self.shape[0], BLOCK_FRAMES):
-                pending.add(pool.submit(work, np.arange(start, min(start + BLOCK_FRAMES, self.shape[0]))))
-                if len(pending) > num_workers:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    advance(sum(future.result() for future in done))
-            done, _ = wait(pending)
-            advance(sum(future.result() for future in done))
-            frames.flush()
-            del frames
+        return self.__dict__ | {"_open": {}}  # a pickled memory map would carry every pixel
 
 
-def fingerprint(metadata: Metadata, image_size: tuple[int, int] | None) -> str:
-    """A name for the decoded frames of exactly these files at this size."""
-    digest = hashlib.sha256(json.dumps([metadata.info, image_size], sort_keys=True).encode())
+def dataset_files(metadata: Metadata) -> list[Path]:
+    """What the pixels of a LeRobotDataset depend on."""
     videos = [key for key, feature in metadata.features.items() if feature["dtype"] == "video"]
     files = [path for path, _ in metadata.data_files()]
     files += [path for key in videos for path, _ in metadata.video_files(key)]
-    files += sorted((metadata.root / "meta/episodes").glob("*/*.parquet"))
-    return file_fingerprint(files, [digest.hexdigest()])
+    return files + sorted((metadata.root / "meta/episodes").glob("*/*.parquet"))
 
 
 def file_fingerprint(files: Iterable[Path], described: Any) -> str:
@@ -110,15 +93,3 @@ def file_fingerprint(files: Iterable[Path], described: Any) -> str:
         stat = os.stat(path) if path.exists() else None
         digest.update(repr((str(path), stat and stat.st_size, stat and stat.st_mtime_ns)).encode())
     return digest.hexdigest()[:20]
-
-
-def _check_space(folder: Path, caches: Sequence[FrameCache]) -> None:
-    needed = sum(int(np.prod(cache.shape)) for cache in caches)
-    free = shutil.disk_usage(folder).free
-    if needed > 0.95 * free:
-        size = "x".join(str(side) for side in caches[0].shape[2:])
-        raise LibrobotError(
-            f"{folder}: caching the decoded frames ({size}) needs {needed / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB are free. Set data.cache=none, a smaller data.image_size, fewer "
-            "data.cameras, or another folder with the LIBROBOT_CACHE environment variable"
-        )

@@ -68,9 +68,7 @@ def resize_with_padding(
     source_height, source_width = image.shape[:2]
     if (source_height, source_width) == (height, width):
         return image
-    scale = min(height / source_height, width / source_width)
-    inner_height = max(1, min(height, round(source_height * scale)))
-    inner_width = max(1, min(width, round(source_width * scale)))
+    inner_height, inner_width = inner_size((source_height, source_width), (height, width))
     writable = image if image.flags.writeable else image.copy()  # torch takes no other
     picture = torch.from_numpy(writable).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(
@@ -82,3 +80,12 @@ def resize_with_padding(
     top, left = (height - inner_height) // 2, (width - inner_width) // 2
     padded[:, top : top + inner_height, left : left + inner_width] = resized.numpy()
     return padded.transpose(1, 2, 0)
+
+
+def inner_size(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """How much of (height, width) a picture of the size `source` fills, aspect kept, in the middle of
+    `target`."""
+    scale = min(target[0] / source[0], target[1] / source[1])
+    return tuple(  # type: ignore[return-value]
+        max(1, min(outer, round(side * scale))) for side, outer in zip(source, target, strict=True)
+    )

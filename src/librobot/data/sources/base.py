@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,7 +11,30 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from librobot.types import RobotSpec
 
-CacheMode = Literal["none", "memmap"]
+CacheMode = Literal["none", "memmap", "video"]
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """How decoded frames are kept. mode: "memmap" as raw pixels, "video" as small video that decodes fast
+    (lossy). build: "ahead" of training, or "background", beside it, when what is not there yet is decoded
+    from the dataset. limit_gb: how much all caches in the folder may take; those used longest ago give way.
+    """
+
+    mode: CacheMode = "none"
+    build: Literal["ahead", "background"] = "ahead"
+    limit_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("none", "memmap", "video"):
+            raise ValueError(f"cache must be none, memmap or video, found {self.mode!r}")
+        if self.build not in ("ahead", "background"):
+            raise ValueError(f"cache_build must be ahead or background, found {self.build!r}")
+        if self.limit_gb is not None and self.limit_gb <= 0:
+            raise ValueError(f"cache_limit_gb must be above 0 or null, found {self.limit_gb}")
+
+
+Cache = CacheMode | CacheOptions
 OnError = Literal["raise", "skip"]
 """What becomes of an episode that cannot be read."""
 
@@ -68,8 +92,9 @@ class SourceFactory(Protocol):
     """How a `source:` node with `_partial_: true` is called: with the options that every format shares.
 
     cameras: a subset by name, or None for all. image_size: (h, w) to resize to with the aspect kept, or None
-    for the stored size. cache: "memmap" decodes every frame once into a file of raw pixels; "none" decodes at
-    each use. A factory that can leave episodes out also takes on_error, which is only given as "skip".
+    for the stored size. cache: "memmap" and "video" decode every frame once (`CacheOptions` says more),
+    "none" at each use. A factory that can leave episodes out also takes on_error, which is only given
+    as "skip".
     """
 
     def __call__(
@@ -77,5 +102,5 @@ class SourceFactory(Protocol):
         *,
         cameras: Sequence[str] | None,
         image_size: tuple[int, int] | None,
-        cache: CacheMode,
+        cache: Cache,
     ) -> Source: ...

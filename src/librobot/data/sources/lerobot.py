@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from librobot.data import format as v3
-from librobot.data.frame_cache import file_fingerprint, fingerprint
+from librobot.data.frame_cache import dataset_files
 from librobot.data.metadata import read_metadata
-from librobot.data.sources.base import CacheMode, OnError
+from librobot.data.sources.base import Cache, OnError
 from librobot.data.sources.stored import Column, Episodes, StoredSource, check_options, without
 from librobot.data.tables import ImageColumn, read_columns
 from librobot.data.video_column import VideoColumn
@@ -37,7 +37,7 @@ class LeRobotSource(StoredSource):
         *,
         cameras: Sequence[str] | None = None,
         image_size: Sequence[int] | None = None,
-        cache: CacheMode = "none",
+        cache: Cache = "none",
         cache_dir: str | Path | None = None,
         state_key: str = v3.STATE,
         action_key: str = v3.ACTION,
@@ -59,7 +59,7 @@ class LeRobotSource(StoredSource):
             prompts=prompts,
             prompt_of_row=prompt_of_row,
             columns={name: self._column(key) for name, key in self._camera_keys.items()},
-            files=(),
+            files=dataset_files(self.metadata),
             places=self._places_of_episodes(),
             provenance=self._description(),
             names=(state_key, action_key),
@@ -67,13 +67,12 @@ class LeRobotSource(StoredSource):
         problems: dict[int, str] = {}
         for column in episodes.columns.values():
             problems |= getattr(column, "problems", {})
-        cached_as = fingerprint(self.metadata, (image_size[0], image_size[1]) if image_size else None)
         super().__init__(
             without(episodes, problems, on_error),
             image_size=image_size,
             cache=cache,
             cache_dir=cache_dir,
-            fingerprint=file_fingerprint((), [cached_as, sorted(problems)]) if problems else cached_as,
+            described=[self.metadata.info, sorted(problems)],
             on_error=on_error,
         )
 

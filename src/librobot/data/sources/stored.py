@@ -6,15 +6,17 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from librobot.data.cached_frames import cache_name, open_caches
 from librobot.data.camera_frames import CameraFrames, Column, chosen
-from librobot.data.frame_cache import FrameCache, file_fingerprint
-from librobot.data.sources.base import CacheMode, OnError
+from librobot.data.frame_cache import file_fingerprint
+from librobot.data.sources.base import Cache, CacheOptions, OnError
 from librobot.data.statistics import vector_statistics
 from librobot.errors import LibrobotError, nearest
 from librobot.types import RobotSpec
@@ -45,8 +47,9 @@ class Episodes:
 
 
 class StoredSource:
-    """A `Source` over `Episodes`. cameras, image_size, cache: see `SourceFactory`; cache_dir: where
-    cache="memmap" keeps raw pixels (default $LIBROBOT_CACHE/frames or ~/.cache/librobot/frames).
+    """A `Source` over `Episodes`. cameras, image_size, cache: see `SourceFactory`; cache_dir: where decoded
+    frames are kept (default $LIBROBOT_CACHE/frames or ~/.cache/librobot/frames). described: plain values
+    that the pixels depend on beside the files.
 
     on_error: whether episodes with values that are not finite raise LibrobotError, by file, episode and
     frame, or are left out.
@@ -58,9 +61,9 @@ class StoredSource:
         *,
         cameras: Sequence[str] | None = None,
         image_size: Sequence[int] | None = None,
-        cache: CacheMode = "none",
+        cache: Cache = "none",
         cache_dir: str | Path | None = None,
-        fingerprint: str | None = None,
+        described: Any = None,
         on_error: OnError = "raise",
     ) -> None:
         check_options(image_size, cache)
@@ -73,6 +76,7 @@ class StoredSource:
                 )
         if cameras is not None:
             spec = spec.with_cameras(cameras)
+        stored_spec = spec
         self.image_size = (int(image_size[0]), int(image_size[1])) if image_size is not None else None
         if self.image_size is not None:
             height, width = self.image_size
@@ -83,7 +87,9 @@ class StoredSource:
         self._states, self._actions = episodes.states, episodes.actions
         self._prompts, self._prompt_of_row = list(episodes.prompts), episodes.prompt_of_row
         self._places = list(episodes.places)
-        self._frames = CameraFrames(episodes.columns, spec.cameras, self.image_size, self._at)
+        self._frames = CameraFrames(
+            episodes.columns, spec.cameras, self.image_size, self._at, int(self.episode_lengths.sum())
+        )
         self.provenance: dict[str, Any] = {
             "renderer": None,
             "env": None,
@@ -92,12 +98,15 @@ class StoredSource:
             "episodes": len(self.episode_lengths),
             "frames": int(self.episode_lengths.sum()),
         }
-        self._cached: dict[str, FrameCache] = {}
-        if cache == "memmap" and spec.cameras:
+        self._files = list(episodes.files)
+        self._described = [str(self.root), self.image_size, described, *([left_out] if left_out else [])]
+        self._cache_in_use: Any = None
+        options = cache if isinstance(cache, CacheOptions) else CacheOptions(cache)
+        if options.mode != "none" and spec.cameras:
             folder = Path(cache_dir or default_cache_dir() / "frames").expanduser()
-            name = fingerprint or file_fingerprint(episodes.files, [str(self.root), self.image_size])
-            self._cached = self._build_cache(
-                folder / (file_fingerprint((), [name, left_out]) if left_out else name)
+            name, mode = file_fingerprint(self._files, self._described), cache_name(options.mode)
+            self._cache_in_use = open_caches(
+                folder / f"{name}-{mode}", options, self._frames, stored_spec, self._unchanged(name)
             )
 
     def states(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n s"]:
@@ -110,8 +119,6 @@ class StoredSource:
         return [self._prompts[i] for i in self._prompt_of_row[rows]]
 
     def images(self, rows: Int[np.ndarray, " n"]) -> dict[str, UInt8[np.ndarray, "n c h w"]]:
-        if self._cached:
-            return {name: cache.read(rows) for name, cache in self._cached.items()}
         return self._frames.read(rows)
 
     def statistics(self) -> dict[str, dict[str, Float[np.ndarray, " dim"]]]:
@@ -120,14 +127,15 @@ class StoredSource:
     def _at(self, row: int) -> str:
         return place_of(row, self.episode_lengths, self._places)
 
-    def _build_cache(self, folder: Path) -> dict[str, FrameCache]:
-        total = int(self.episode_lengths.sum())
-        caches = {
-            camera.name: FrameCache(folder, camera.name, (total, 3, camera.height, camera.width))
-            for camera in self.spec.cameras
-        }
-        FrameCache.build(list(caches.values()), self._frames.decode)
-        return caches
+    def _unchanged(self, name: str) -> Callable[[], bool]:
+        return partial(_is_fingerprint, name, self._files, self._described)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache_in_use": None}  # a process that got a copy holds no lock
+
+
+def _is_fingerprint(name: str, files: Sequence[Path], described: Any) -> bool:
+    return file_fingerprint(files, described) == name
 
 
 def place_of(row: int, lengths: Int[np.ndarray, " e"], places: Sequence[str]) -> str:
@@ -184,12 +192,12 @@ def without(episodes: Episodes, problems: Mapping[int, str], on_error: OnError) 
     )
 
 
-def check_options(image_size: Sequence[int] | None, cache: CacheMode) -> None:
+def check_options(image_size: Sequence[int] | None, cache: Cache) -> None:
     """Raise ValueError for what no source takes."""
     if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
         raise ValueError(f"image_size must be [height, width] in pixels or null, found {image_size}")
-    if cache not in ("none", "memmap"):
-        raise ValueError(f"cache must be none or memmap, found {cache!r}")
+    if not isinstance(cache, CacheOptions):
+        CacheOptions(cache)
 
 
 def read_each[Item, Result](
