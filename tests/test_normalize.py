@@ -204,3 +204,38 @@ def test_bad_arguments(modes: Any, part: str) -> None:
         Normalizer({"action": 3}, modes)
     with pytest.raises(ValueError, match="minimum_spread"):
         Normalizer({"action": 3}, {"action": "mean_std"}, minimum_spread=0)
+
+
+def test_each_step_has_its_own_statistics() -> None:
+    """Relative actions spread along a chunk: [0, 2], then [-2, 2], which the third step shares."""
+    normalizer = Normalizer({"action": 2}, {"action": "min_max"})
+    normalizer.by_step("action", 3)
+    normalizer.fit(
+        {"action": {"min": np.array([[0.0, 0.0], [-2.0, 0.0]]), "max": np.array([[2.0, 8.0], [2.0, 8.0]])}}
+    )
+    actions = torch.tensor([[[2.0, 4.0], [1.0, 0.0], [-1.0, 8.0]]])
+    expected = torch.tensor([[[1.0, 0.0], [0.5, -1.0], [-0.5, 1.0]]])
+    assert torch.equal(normalizer.normalize("action", actions), expected)
+    assert torch.equal(normalizer.unnormalize("action", expected), actions)
+    assert torch.equal(normalizer.normalize("action", actions[:, :2]), expected[:, :2])
+    with pytest.raises(LibrobotError, match=r"statistics of 3 steps, found a tensor of shape \(1, 4, 2\)"):
+        normalizer.normalize("action", torch.zeros(1, 4, 2))
+
+
+def test_one_statistic_is_every_steps_and_robots_have_their_own() -> None:
+    normalizer = Normalizer({"action": 2}, {"action": "mean_std"}, embodiments=2)
+    normalizer.by_step("action", 2)
+    normalizer.fit(
+        [
+            {"action": {"mean": np.array([1.0, 2.0]), "std": np.array([2.0, 4.0])}},
+            {"action": {"mean": np.array([[1.0], [3.0]]), "std": np.array([[1.0], [2.0]])}},
+        ]
+    )
+    actions = torch.tensor([[[3.0, 2.0], [3.0, 2.0]], [[3.0, 2.0], [3.0, 2.0]]])
+    found = normalizer.normalize("action", actions, torch.tensor([0, 1]))
+    assert torch.equal(found, torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[2.0, 2.0], [0.0, 2.0]]]))
+    assert torch.equal(normalizer.unnormalize("action", found, torch.tensor([0, 1])), actions)
+    other = Normalizer({"action": 2}, {"action": "mean_std"}, embodiments=2)
+    other.by_step("action", 2)
+    other.load_state_dict(normalizer.state_dict())
+    assert torch.equal(other.normalize("action", actions, torch.tensor([0, 1])), found)

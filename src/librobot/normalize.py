@@ -41,6 +41,9 @@ class Normalizer(nn.Module):
     numerical noise into targets. Where the quantiles coincide but the range does not (a gripper that is
     nearly always open), `quantile` takes the range instead.
 
+    `by_step` gives each step of a chunk statistics of its own, as GR00T N1.6 and N1.7 do for actions relative
+    to the state, whose spread grows along the chunk.
+
     With several `embodiments`, each has statistics of its own: `dims` is the widest one's, a narrower robot's
     padding is left as it is, and the buffers have a leading axis that a sample's `embodiment` (b,) chooses
     from.
@@ -76,17 +79,17 @@ class Normalizer(nn.Module):
         self.modes = dict(modes)
         self.minimum_spread = minimum_spread
         self.embodiments = embodiments
-        for key, dim in self.dims.items():
-            shape = (dim,) if embodiments == 1 else (embodiments, dim)
-            self.register_buffer(f"{key}_offset", torch.zeros(shape, dtype=torch.float32))
-            self.register_buffer(f"{key}_scale", torch.ones(shape, dtype=torch.float32))
+        self._steps: dict[str, int] = {}
+        for key in self.dims:
+            self._make_buffers(key)
         self.register_buffer("fitted", torch.tensor(False))
         self._known_fitted = False
         self._left: dict[str, list[np.ndarray]] = {}
 
     def fit(self, statistics: Statistics | Sequence[Statistics], *, force: bool = False) -> None:
         """Take the statistics of a dataset: `{key: {"mean": (dim,), "std": ..., "min", "max", "q01",
-        "q99"}}`; a list of them for several embodiments, in their order.
+        "q99"}}`; a list of them for several embodiments, in their order. With `by_step`, a statistic may be
+        (steps, dim): further steps of a chunk take the last one's, and one of shape (dim,) is every step's.
 
         Raises LibrobotError where they were fitted before (unless `force`), lack a key or do not fit `dims`.
         """
@@ -106,14 +109,15 @@ class Normalizer(nn.Module):
             for index, own in enumerate(each):
                 if key not in own:
                     raise LibrobotError(f"no statistics for {key!r}: {nearest(key, own)}")
-                width = dim if self.embodiments == 1 else min(dim, np.size(own[key].get("mean", [])))
+                known = np.shape(own[key].get("mean", own[key].get("min", [])))[-1:]
+                width = dim if self.embodiments == 1 else min(dim, *known)
                 offset, scale = self._affine(key, width, own[key])
                 if key in self._left:
                     left = self._left[key][index][:width]
                     offset, scale = np.where(left, 0.0, offset), np.where(left, 1.0, scale)
                 row = index if self.embodiments > 1 else ...
-                getattr(self, f"{key}_offset")[row][:width].copy_(torch.from_numpy(offset))
-                getattr(self, f"{key}_scale")[row][:width].copy_(torch.from_numpy(scale))
+                getattr(self, f"{key}_offset")[row][..., :width].copy_(torch.from_numpy(offset))
+                getattr(self, f"{key}_scale")[row][..., :width].copy_(torch.from_numpy(scale))
         self.fitted.fill_(True)
 
     def leave(self, key: str, dims: Sequence[Sequence[bool]]) -> None:
@@ -122,6 +126,11 @@ class Normalizer(nn.Module):
         `dims` says which, for each embodiment. To be called before `fit`.
         """
         self._left[key] = [np.asarray(own, dtype=bool) for own in dims]
+
+    def by_step(self, key: str, steps: int) -> None:
+        """Give each of a chunk's `steps` its own statistics of `key`. To be called before `fit`."""
+        self._steps[key] = steps
+        self._make_buffers(key)
 
     def normalize(
         self, key: str, x: Float[Tensor, "b *t dim"], embodiment: Embodiment | None = None
@@ -152,12 +161,30 @@ class Normalizer(nn.Module):
                 f"normalizer: {key} has {self.dims[key]} dimensions, found a tensor of shape {tuple(x.shape)}"
             )
         offset, scale = getattr(self, f"{key}_offset"), getattr(self, f"{key}_scale")
+        if key in self._steps:
+            if x.shape[-2] > self._steps[key]:
+                raise LibrobotError(
+                    f"normalizer: {key} has statistics of {self._steps[key]} steps, found a tensor of shape "
+                    f"{tuple(x.shape)}"
+                )
+            offset, scale = offset[..., : x.shape[-2], :], scale[..., : x.shape[-2], :]
         if self.embodiments == 1:
             return offset, scale
         if embodiment is None:
             return offset[0], scale[0]
+        if key in self._steps:
+            return offset[embodiment], scale[embodiment]
         shape = (len(embodiment), *[1] * (x.ndim - 2), -1)
         return offset[embodiment].view(shape), scale[embodiment].view(shape)
+
+    def _make_buffers(self, key: str) -> None:
+        shape = (self.dims[key],)
+        if key in self._steps:
+            shape = (self._steps[key], *shape)
+        if self.embodiments > 1:
+            shape = (self.embodiments, *shape)
+        self.register_buffer(f"{key}_offset", torch.zeros(shape, dtype=torch.float32))
+        self.register_buffer(f"{key}_scale", torch.ones(shape, dtype=torch.float32))
 
     def _affine(
         self, key: str, dim: int, statistics: Mapping[str, np.ndarray]
@@ -168,7 +195,10 @@ class Normalizer(nn.Module):
         values = []
         for name in needed:
             value = np.asarray(statistics.get(name, np.nan), dtype=np.float64)
-            if value.shape != (dim,) or not np.isfinite(value).all():
+            if key in self._steps:
+                value = every_step(value, self._steps[key])
+            expected = (self._steps[key], dim) if key in self._steps else (dim,)
+            if value.shape != expected or not np.isfinite(value).all():
                 raise LibrobotError(
                     f"statistics of {key!r}: {name!r} must hold {dim} finite values, found shape "
                     f"{value.shape}: {np.array2string(value, threshold=8)}"
@@ -196,3 +226,9 @@ class Normalizer(nn.Module):
             if value is not None and moved is not None and moved.dtype != value.dtype:
                 self._buffers[name] = value.to(moved.device)
         return self
+
+
+def every_step(value: Float[np.ndarray, "*n dim"], steps: int) -> Float[np.ndarray, "steps dim"]:
+    """A statistic of every step: of fewer steps (or of none in particular) the last one's goes on."""
+    rows = np.atleast_2d(value)[:steps]
+    return np.concatenate((rows, np.repeat(rows[-1:], steps - len(rows), axis=0)))
