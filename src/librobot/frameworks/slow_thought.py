@@ -20,6 +20,10 @@ from librobot.nn.pooling import mean_of_real
 from librobot.types import Observation
 from librobot.vlms.base import VLM, Context
 
+START = 0.02
+"""Deviation of the learned tokens at the start, as of embeddings in published backbones. A query as large as what
+it reads in a whole layer would drown it: the latent would begin almost the same for every observation."""
+
 
 @dataclass
 class Plan:
@@ -45,8 +49,8 @@ class SlowThought(nn.Module):
         self.state_proj = nn.Linear(state_dim, vlm.hidden_size) if state_dim else None
         self.latent_proj = nn.Linear(vlm.hidden_size, latent_dim)
         if vlm.has_cache:
-            self.query = nn.Parameter(torch.randn(vlm.hidden_size))
-        self.plan_start = nn.Parameter(torch.randn(vlm.hidden_size)) if plans else None
+            self.query = nn.Parameter(START * torch.randn(vlm.hidden_size))
+        self.plan_start = nn.Parameter(START * torch.randn(vlm.hidden_size)) if plans else None
 
     def latent(self, vlm: VLM, prefix: Context, state: Float[Tensor, "b s"]) -> Float[Tensor, "b z"]:
         """From a prefix, with or without a plan behind it."""
