@@ -29,7 +29,7 @@ Embodiment = Int[Tensor, " b"]
 
 Statistics = Mapping[str, Mapping[str, np.ndarray]]
 """Key ("state", "action") -> statistic ("mean", "std", "min", "max", "q01", "q99") -> one value per
-dimension."""
+dimension. "action_by_step" may stand beside "action", with (steps, dimensions), for `Normalizer.by_step`."""
 
 
 class Normalizer(nn.Module):
@@ -89,7 +89,8 @@ class Normalizer(nn.Module):
     def fit(self, statistics: Statistics | Sequence[Statistics], *, force: bool = False) -> None:
         """Take the statistics of a dataset: `{key: {"mean": (dim,), "std": ..., "min", "max", "q01",
         "q99"}}`; a list of them for several embodiments, in their order. With `by_step`, a statistic may be
-        (steps, dim): further steps of a chunk take the last one's, and one of shape (dim,) is every step's.
+        (steps, dim), under "action_by_step" if "action" is there too: further steps of a chunk take the
+        last one's, and one of shape (dim,) is every step's.
 
         Raises LibrobotError where they were fitted before (unless `force`), lack a key or do not fit `dims`.
         """
@@ -109,9 +110,10 @@ class Normalizer(nn.Module):
             for index, own in enumerate(each):
                 if key not in own:
                     raise LibrobotError(f"no statistics for {key!r}: {nearest(key, own)}")
-                known = np.shape(own[key].get("mean", own[key].get("min", [])))[-1:]
+                values = own.get(f"{key}_by_step", own[key]) if key in self._steps else own[key]
+                known = np.shape(values.get("mean", values.get("min", [])))[-1:]
                 width = dim if self.embodiments == 1 else min(dim, *known)
-                offset, scale = self._affine(key, width, own[key])
+                offset, scale = self._affine(key, width, values)
                 if key in self._left:
                     left = self._left[key][index][:width]
                     offset, scale = np.where(left, 0.0, offset), np.where(left, 1.0, scale)

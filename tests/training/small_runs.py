@@ -28,7 +28,10 @@ VLM = ["hidden_size=32", "num_layers=1", "num_heads=2", "num_kv_heads=1", "mlp_w
 VLM += ["tower.channels=8", "tower.num_blocks=1", "tower.num_keypoints=8"]
 ACT = ["width=32", "num_heads=2", "feedforward_width=32", "latent_dim=4"]
 ACT += ["num_encoder_layers=1", "num_decoder_layers=1", "num_vae_layers=1"]
-SIZES = {"act": ACT, "pi0": ["expert_width=16", "max_state_dim=null", "max_action_dim=null"]}
+GROOT = ["width=32", "mlp_width=16", "num_dit_layers=2", "num_heads=2", "num_fusion_layers=1"]
+GROOT += ["num_fusion_heads=2", "num_embodiments=1", "picture_size=null", "picture_crop=1.0"]
+PADDING = ["max_state_dim=null", "max_action_dim=null"]
+SIZES = {"act": ACT, "pi0": ["expert_width=16", *PADDING], "groot_n17": [*GROOT, *PADDING]}
 RUN = ["framework.horizon=4", "data.batch_size=4", "data.num_workers=0", "trainer.log_every_n_steps=1"]
 RUN += ["scheduler.warmup_steps=1", "scheduler.decay_steps=4"]
 

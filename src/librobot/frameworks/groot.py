@@ -84,6 +84,9 @@ class Groot(Framework):
 
     `see_padding` lets the fusion transformer, and a cross-attention of pattern `all`, read padding as well,
     as published: a sample then depends on the others of its batch.
+
+    `step_statistics` normalises each action of a chunk by statistics of its own. It matters where actions are
+    relative to the state (`actions=relative`), whose spread grows along the chunk.
     """
 
     slot_table: Tensor
@@ -111,6 +114,7 @@ class Groot(Framework):
         picture_size: Sequence[int] | None = None,
         picture_crop: float = 1.0,
         clip_normalized: bool = True,
+        step_statistics: bool = False,
         formalize_language: bool = True,
         width: int = 1536,
         mlp_width: int = 1024,
@@ -164,6 +168,8 @@ class Groot(Framework):
         self.slot_of_robot = self._slots(slots, num_embodiments)
         self.register_buffer("slot_table", torch.tensor(self.slot_of_robot), persistent=False)
         self.bounded = {key for key, mode in normalization.items() if clip_normalized and mode in BOUNDED}
+        if step_statistics:
+            self.normalizer.by_step("action", horizon)
         self.formalize_language = formalize_language
         self.picture_size = None if picture_size is None else (int(picture_size[0]), int(picture_size[1]))
         self.picture_crop = picture_crop
