@@ -21,8 +21,8 @@ from librobot.types import Observation
 from librobot.vlms.base import VLM, Context
 
 START = 0.02
-"""Deviation of the learned tokens at the start, as of embeddings in published backbones. A query as large as what
-it reads in a whole layer would drown it: the latent would begin almost the same for every observation."""
+"""Deviation of the learned tokens at the start, as of embeddings in published backbones. A query as large as
+what it reads in a whole layer would drown it: the latent would begin almost the same for every observation."""
 
 
 @dataclass
