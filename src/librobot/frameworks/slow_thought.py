@@ -22,7 +22,7 @@ from librobot.vlms.base import VLM, Context
 
 START = 0.02
 """Deviation of the learned tokens at the start, as of embeddings in published backbones. A query as large as
-what it reads in a whole layer would drown it: the latent would begin almost the same for every observation."""
+what it reads in a whole layer would drown it: latents would begin almost the same for every observation."""
 
 
 @dataclass
