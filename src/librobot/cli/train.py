@@ -5,7 +5,10 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from librobot.cli.app import start, task
+from librobot.cli.app import flag, start, task
+
+ASKED: dict[str, str] = {}
+"""What the command line asks for in the place of training: see `librobot.training.instead`."""
 
 
 @hydra.main(config_path="pkg://librobot.conf", config_name="train", version_base="1.3")
@@ -13,10 +16,15 @@ from librobot.cli.app import start, task
 def train(cfg: DictConfig) -> float | None:
     from librobot.training.launch import launch
 
+    if ASKED:
+        from librobot.training.instead import instead
+
+        return instead(cfg, **ASKED)
     return launch(cfg)
 
 
 def main() -> None:
+    ASKED.update(flag("--estimate", "--find-batch-size", "--find-lr", options=("--devices", "--mfu")))
     start(train, "train")
 
 
