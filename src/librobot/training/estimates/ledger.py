@@ -38,11 +38,13 @@ class Ledger(TorchDispatchMode):
 
     `live` are those of now, `peak` the most since `reset_peak`, `flops` the operations since the beginning:
     multiplications and additions of matrix products, convolutions and attention. What activation
-    checkpointing computes a second time is in `recomputed`, not in `flops`.
+    checkpointing computes a second time is in `recomputed`, not in `flops`. With `memory` False only the
+    operations are counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: bool = True) -> None:
         super().__init__()
+        self.memory = memory
         self.live = self.peak = 0
         self.flops = self.recomputed = 0
         self._known: dict[int, weakref.ref] = {}
@@ -60,7 +62,8 @@ class Ledger(TorchDispatchMode):
                 self.recomputed += number
             else:
                 self.flops += number
-        self.add(x for x in tree_leaves(out) if isinstance(x, Tensor))
+        if self.memory:
+            self.add(x for x in tree_leaves(out) if isinstance(x, Tensor))
         return out
 
     def add(self, tensors: Iterable[Tensor]) -> None:

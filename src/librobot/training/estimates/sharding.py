@@ -9,10 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Shares:
-    """The share of weights, gradients and optimiser state on each device. `gathers`: sharded weights
-    are put together block by block while they are used; `host_weights`, `host_optimizer` that a share lies in
-    the machine's memory instead. `master` is True where 16-bit weights have a 32-bit copy beside the
-    optimiser state. `known` is False for a strategy that this table lacks: every device is then taken to hold all."""
+    """The share of weights, gradients and optimiser state on each device.
+
+    `gathers` says that sharded weights are put together block by block while they are used; `host_weights`,
+    `host_optimizer` that a share lies in the machine's memory instead. `master` is True where 16-bit weights
+    have a 32-bit copy beside the optimiser state. `known` is False for a strategy that this table lacks: each
+    device is then taken to hold all.
+    """
 
     name: str
     weights: float = 1.0
