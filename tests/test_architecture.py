@@ -20,7 +20,7 @@ OPTIONAL = {"mujoco", "lerobot", "wandb", "tensorflow", "deepspeed", "metaworld"
 BASE = {"types", "errors"}
 NN = BASE | {"nn"}
 HEADS = NN | {"losses", "tokenizers"}
-ACTIONS = BASE | {"rotations", "relative_actions"}
+ACTIONS = BASE | {"rotations", "relative_actions", "representation"}
 FRAMEWORKS = HEADS | ACTIONS | {"heads", "networks", "vlms", "normalize", "frameworks"}
 POLICY = FRAMEWORKS | {"policy", "chunking", "requests", "progress", "config"}
 DATA = ACTIONS | {"progress", "data", "sim"}
@@ -32,6 +32,7 @@ ARROWS = {
     "requests": BASE,
     "rotations": BASE,
     "relative_actions": BASE,
+    "representation": ACTIONS,
     "losses": BASE,
     "normalize": BASE,
     "nn": BASE,

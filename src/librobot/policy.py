@@ -82,7 +82,8 @@ class Policy:
 
     @property
     def spec(self) -> RobotSpec:
-        return self.framework.spec
+        """The robot's own, whatever the framework's view of its actions."""
+        return self.framework.robots.own_union
 
     @property
     def horizon(self) -> int:
@@ -121,10 +122,15 @@ class Policy:
             for observation, number in zip(observations, numbers, strict=True)
         ]
         with torch.inference_mode():
-            actions = self._sample(self._collate(checked, numbers), self._noise(observations))
+            given = self._collate(checked, numbers)
+            actions = self._sample(given, self._noise(observations)).float().cpu()
+            seen = self.framework.robots.representation
+            if seen is not None:
+                robots = seen.robots
+                actions = seen.decode(actions, given.state[:, -1].float().cpu(), torch.tensor(numbers))
         return [
             {"actions": chunk[:, : robots[number].action_dim]}
-            for chunk, number in zip(actions.float().cpu().numpy(), numbers, strict=True)
+            for chunk, number in zip(actions.numpy(), numbers, strict=True)
         ]
 
     def _sample(self, observation: Observation, noise: torch.Tensor | None) -> torch.Tensor:

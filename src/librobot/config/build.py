@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from librobot.data.datamodule import DataModule
     from librobot.data.sources.base import Source
     from librobot.frameworks.base import Framework
+    from librobot.representation import ActionRepresentation, Representation
     from librobot.sim.base import Suite
 
 
@@ -141,10 +142,13 @@ def build_framework(
     cfg: DictConfig, spec: RobotSpec, embodiments: Sequence[RobotSpec] | None = None
 ) -> Framework:
     """The policy: a framework over a backbone (with its adapter) and an action head, for one robot, or for
-    several `embodiments` of which `spec` is the union."""
+    several `embodiments` of which `spec` is the union. It sees their actions as `actions=` says."""
     from librobot.nn.pretrained import wants_pretrained
     from librobot.policy import Policy
 
+    seen = build_representation(cfg, spec, embodiments)
+    if seen is not None:
+        spec, embodiments = seen.spec, seen.embodiments
     vlm = build(cfg.vlm, "vlm")
     if cfg.get("adapter"):
         build(cfg.adapter, "adapter", vlm=vlm)
@@ -159,9 +163,24 @@ def build_framework(
         **build_parts(cfg),
         **({} if embodiments is None else {"embodiments": embodiments}),
     )
+    framework.robots.representation = seen
     if cfg.head.get("teacher") and wants_pretrained(True):
         framework.learn_from(Policy.from_checkpoint(cfg.head.teacher, device="cpu").framework)
     return framework
+
+
+def build_representation(
+    cfg: DictConfig, spec: RobotSpec, embodiments: Sequence[RobotSpec] | None
+) -> Representation | None:
+    """How the policy sees the robots' actions; None where it sees them as they are."""
+    if not cfg.get("actions"):
+        return None
+    chosen: ActionRepresentation = build(cfg.actions, "actions")
+    try:
+        seen = chosen.bind(spec, embodiments)
+    except ValueError as error:
+        raise LibrobotError(f"actions.{error}") from error
+    return seen if seen.changes else None
 
 
 def build_parts(cfg: DictConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from librobot.data.augmentations.base import Augmentation, Learning, Rewriting, 
 from librobot.data.block_order import BlockOrder
 from librobot.data.mixture_order import MixtureOrder
 from librobot.data.sampler import EpochSampler, ResumableLoader, whole_batch
+from librobot.data.seen_actions import robots_of, seen_chunks, seen_statistics
 from librobot.data.sources.base import (
     Cache,
     CacheMode,
@@ -28,6 +29,7 @@ from librobot.data.sources.base import (
 )
 from librobot.data.windows import Processor, WindowDataset, Windows
 from librobot.errors import LibrobotError
+from librobot.representation import Representation
 from librobot.types import Batch, RobotSpec
 
 
@@ -109,6 +111,7 @@ class DataModule(lightning.LightningDataModule):
         self.skipped = 0  # training samples that could not be read and were replaced
         self._source: Source | None = None
         self._windows: dict[str, int] | None = None
+        self._representation: Representation | None = None
         self._make_processor: Callable[[], Processor | None] = lambda: None
         self._goals = False
         self._position: dict[str, int] | None = None
@@ -129,14 +132,12 @@ class DataModule(lightning.LightningDataModule):
         return self.source.spec
 
     @property
-    def robots(self) -> Sequence[RobotSpec]:
-        """The robots of a mixture, or the one."""
-        return self.source.embodiments if isinstance(self.source, Mixture) else (self.spec,)
-
-    @property
     def statistics(self) -> Any:
-        """Of every frame of the dataset, for `Normalizer.fit`; a list of them for several robots."""
-        return self.source.statistics()
+        """Of every frame of the dataset, for `Normalizer.fit`; a list of them for several robots. With a
+        `representation` those of the actions are of the chunks that the policy sees."""
+        if self._representation is None:
+            return self.source.statistics()
+        return seen_statistics(self.source, self._representation, self._known_windows())
 
     def configure(
         self,
@@ -146,21 +147,30 @@ class DataModule(lightning.LightningDataModule):
         action_offset: int = 0,
         make_processor: Callable[[], Processor | None] = lambda: None,
         goals: bool = False,
+        representation: Representation | None = None,
     ) -> None:
         """What the framework needs: `horizon` actions from `action_offset` steps after the current one on,
         `obs_steps` observations, and its processor, which runs in the data workers and is made when they
-        start (None leaves `Observation.inputs` empty). `goals` asks for goal pictures."""
+        start (None leaves `Observation.inputs` empty). `goals` asks for goal pictures. `representation` is
+        how the policy sees actions; None: as they are. Raises LibrobotError where that needs another start
+        of the chunks."""
+        if representation is not None and representation.sees_deltas and action_offset:
+            raise LibrobotError(
+                f"actions: frame=delta starts at the current step, and this framework's chunks start "
+                f"{-action_offset} before it; take frame=relative"
+            )
         self._windows = {"horizon": horizon, "obs_steps": obs_steps, "action_offset": action_offset}
+        self._representation = representation
         self._make_processor = make_processor
         self._goals = goals
 
     def action_chunks(self, limit: int = 100_000) -> Float[torch.Tensor, "n k a"]:
-        """Chunks of the training episodes in physical units, evenly spread: at most `limit` of them."""
+        """Chunks of the training episodes as the policy sees them, in physical units, evenly spread: at most
+        `limit` of them."""
         dataset, _ = self._dataset(self.split()[0], shuffle=False, drop_last=False)
-        rows, _ = dataset.windows.action_rows(
-            np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().astype(np.int64))
-        )
-        return torch.from_numpy(self.source.actions(rows.reshape(-1))).unflatten(0, rows.shape)
+        spread = np.linspace(0, len(dataset) - 1, min(limit, len(dataset)))
+        samples = np.unique(spread.round().astype(np.int64))
+        return seen_chunks(self.source, dataset.windows, samples, self._representation)
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
         """Episodes for training and for validation, both ascending."""
@@ -245,7 +255,7 @@ class DataModule(lightning.LightningDataModule):
             statistics = self.statistics
             each = statistics if isinstance(statistics, list) else [statistics]
             for augmentation in learning:
-                augmentation.learn(self.robots, each)
+                augmentation.learn(robots_of(self.source, self._representation), each)
 
     def teardown(self, stage: str) -> None:
         """Say how many samples could not be read."""
@@ -274,15 +284,11 @@ class DataModule(lightning.LightningDataModule):
         drop_last: bool,
         processor: Processor | None = None,
     ) -> tuple[WindowDataset, EpochSampler]:
-        if self._windows is None:
-            raise LibrobotError(
-                "the data module does not know the framework's horizon yet: call "
-                "datamodule.configure(horizon=..., obs_steps=..., make_processor=...) first"
-            )
-        windows = Windows(self.source.episode_lengths, episodes.tolist(), **self._windows)
+        windows = Windows(self.source.episode_lengths, episodes.tolist(), **self._known_windows())
         dataset = WindowDataset(
             self.source, windows, processor, self.seed if self._goals else None, self.on_error
         )
+        dataset.representation = self._representation
         trainer = self.trainer
         order: MixtureOrder | BlockOrder | None = None
         if shuffle and isinstance(self.source, Mixture):
@@ -305,6 +311,14 @@ class DataModule(lightning.LightningDataModule):
             order_name=f"blocks of {self.block_frames}" if isinstance(order, BlockOrder) else "shuffle",
         )
         return dataset, sampler
+
+    def _known_windows(self) -> dict[str, int]:
+        if self._windows is None:
+            raise LibrobotError(
+                "the data module does not know the framework's horizon yet: call "
+                "datamodule.configure(horizon=..., obs_steps=..., make_processor=...) first"
+            )
+        return self._windows
 
     def _worker_options(self) -> dict[str, Any]:
         if self.num_workers == 0:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from librobot.data.shared_memory import as_tensor
 from librobot.data.sources.base import Mixture, OnError, Source
 from librobot.errors import LibrobotError
+from librobot.representation import Representation
 from librobot.types import Batch, Observation
 
 
@@ -102,10 +103,12 @@ class WindowDataset(Dataset[Batch]):
     share of its episode that is over at each action, (b, k); of a mixture "dataset" numbers its dataset. With
     on_error="skip" a sample that cannot be read is replaced by another of the batch, with a warning, and
     "skipped" counts them. With `goal_seed` the observation has goal pictures: a later frame of its episode
-    (Octo's uniform relabelling). `rewrite` says the instructions of a batch, and their rows, in other words.
+    (Octo's uniform relabelling). `rewrite` says the instructions of a batch, and their rows, in other words;
+    `representation` is how the policy sees the actions.
     """
 
     rewrite: Callable[[list[str], np.ndarray], list[str]] | None = None
+    representation: Representation | None = None
 
     def __init__(
         self,
@@ -176,13 +179,16 @@ class WindowDataset(Dataset[Batch]):
             goal_images=self._goals(index),
         )
         acted, mask = self.windows.action_rows(index)
-        actions = self.source.actions(acted.reshape(-1))
+        actions = torch.from_numpy(self.source.actions(acted.reshape(-1)))
+        actions = actions.unflatten(0, (num, self.windows.horizon))
+        if self.representation is not None:
+            actions = self.representation.encode(actions, state[:, -1], embodiment)
         extra = {"rows": rows, "progress": torch.from_numpy(self.windows.progress(index))}
         if mixture is not None:
             extra["dataset"] = mixture.dataset(rows)
         return Batch(
             observation=observation,
-            actions=torch.from_numpy(actions).unflatten(0, (num, self.windows.horizon)),
+            actions=actions,
             action_mask=torch.from_numpy(mask),
             extra=extra,
         )

@@ -369,8 +369,8 @@ class Framework(LightningModule):
         checkpoint["librobot"] = {
             "version": __version__,
             "config": self.run_config,
-            "spec": plain(self.spec.to_dict(), "spec"),
-            "embodiments": [plain(robot.to_dict(), "embodiments") for robot in self.robots.specs],
+            "spec": plain(self.robots.own_union.to_dict(), "spec"),
+            "embodiments": [plain(robot.to_dict(), "embodiments") for robot in self.robots.own],
             "provenance": self.provenance,
             "backbone": self.vlm.files() if self.vlm is not None else {},
             "head": self.head.files(),

@@ -9,19 +9,25 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from librobot.errors import LibrobotError
+from librobot.representation import Representation
 from librobot.types import Batch, DimKind, Observation, RobotSpec
 
 
 class Embodiments(nn.Module):
     """`specs` are the robots; `union` holds all of their cameras and as many dimensions as the widest.
 
+    `representation`, set by what builds the framework, is how they differ from the robots as they are: None
+    where their actions are seen unchanged.
+
     Raises ValueError where a robot does not fit into the union.
     """
 
     action_dims: Tensor
+    representation: Representation | None = None
 
     def __init__(self, union: RobotSpec, specs: Sequence[RobotSpec] | None) -> None:
         super().__init__()
+        self.union = union
         self.specs = (union,) if specs is None else tuple(specs)
         for robot in self.specs:
             lacking = set(robot.camera_names) - set(union.camera_names)
@@ -37,6 +43,16 @@ class Embodiments(nn.Module):
 
     def __len__(self) -> int:
         return len(self.specs)
+
+    @property
+    def own_union(self) -> RobotSpec:
+        """`union` with the robots' own actions."""
+        return self.union if self.representation is None else self.representation.robot
+
+    @property
+    def own(self) -> tuple[RobotSpec, ...]:
+        """`specs` with their own actions."""
+        return self.specs if self.representation is None else self.representation.robots
 
     def actions_of_kind(self, kind: DimKind) -> list[list[bool]]:
         """For each robot, which of its action dimensions are of that kind, such as `gripper`."""

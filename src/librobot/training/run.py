@@ -51,7 +51,14 @@ def run(cfg: DictConfig) -> dict[str, float]:
         action_offset=framework.action_offset,
         make_processor=lambda: framework.processor,
         goals=framework.wants_goals,
+        representation=framework.robots.representation,
     )
+    for name, augmentation in datamodule.augmentations.items():
+        if getattr(augmentation, "drops_cameras", False) and not framework.masks_cameras:
+            raise LibrobotError(
+                f"augmentation.{name}: framework {type(framework).__name__} cannot act without one of its "
+                f"cameras; leave this augmentation out"
+            )
     if cfg.ckpt:
         check_checkpoint(Path(cfg.ckpt), framework)
     else:

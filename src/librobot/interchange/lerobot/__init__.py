@@ -46,6 +46,11 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Path:
     path = checkpoint_file(checkpoint)
     policy = Policy.from_checkpoint(path, device="cpu")
     name = type(policy.framework).__name__
+    if policy.framework.robots.representation is not None:
+        raise LibrobotError(
+            f"{path}: the policy was trained with actions= other than absolute, and lerobot would take its "
+            f"actions for the robot's own"
+        )
     module: Any = policy_module(WRITERS[name], path) if name in WRITERS else None
     if not hasattr(module, "write"):
         raise LibrobotError(
