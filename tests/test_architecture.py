@@ -17,7 +17,7 @@ OPTIONAL = {"mujoco", "lerobot", "wandb", "tensorflow", "deepspeed", "metaworld"
 
 # Room -> the rooms that it may import, besides itself. `config` builds the object graph and so names every
 # room, but only inside functions (below).
-BASE = {"types", "errors"}
+BASE = {"types", "errors", "replicas"}
 NN = BASE | {"nn"}
 HEADS = NN | {"losses", "tokenizers"}
 ACTIONS = BASE | {"rotations", "relative_actions", "representation"}
@@ -27,6 +27,7 @@ DATA = ACTIONS | {"progress", "data", "sim"}
 ARROWS = {
     "types": set(),
     "errors": set(),
+    "replicas": set(),
     "progress": BASE,
     "chunking": BASE,
     "requests": BASE,

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from librobot import replicas
+
 Mask = Bool[Tensor, "b k"] | Bool[Tensor, "b k a"]
 
 
@@ -80,4 +82,5 @@ def reduce(
     weighted = (loss * share).sum()
     if reduction == "original":
         return weighted / len(loss)
-    return weighted / torch.clamp_min(share.sum(), 1.0 / mask.shape[1])
+    total = replicas.mean(share.sum())  # of the whole batch, wherever its samples are
+    return weighted / torch.clamp_min(total, 1.0 / mask.shape[1])

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework
 from librobot.frameworks.checkpoint import acting_weights
+from librobot.frameworks.sharded_files import is_sharded, read_whole
 from librobot.nn.pretrained import skip_pretrained
 from librobot.requests import check_observation, which_robot
 from librobot.types import Observation, RobotSpec
@@ -185,13 +186,14 @@ class Policy:
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """The file itself, or a run directory's last checkpoint. Raises LibrobotError where there is none."""
+    """The file itself (or the folder of a sharded checkpoint), or a run directory's last checkpoint. Raises
+    LibrobotError where there is none."""
     path = Path(path)
-    if path.is_file():
+    if path.is_file() or is_sharded(path):
         return path
     places = [path / "checkpoints" / "last.ckpt", path / "last.ckpt"]
     for place in places:
-        if place.is_file():
+        if place.is_file() or is_sharded(place):
             return place
     wanted = "neither a file nor a folder is there"
     if path.is_dir():
@@ -204,7 +206,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     none, or not one of ours."""
     path = checkpoint_file(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = (
+            read_whole(path) if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:
         raise LibrobotError(f"{path}: not a readable checkpoint ({error})") from error
     if not isinstance(checkpoint, dict) or not {"librobot", "state_dict"} <= set(checkpoint):

@@ -21,6 +21,12 @@ EXPORTS = {
         "OUTDIR",
         "a folder that lerobot's policies load",
     ),
+    "consolidate": (
+        "librobot.training.checkpoints",
+        "consolidate",
+        "OUT",
+        "a sharded checkpoint (a folder) as one self-contained file",
+    ),
     "adapters": ("librobot.export.adapters", "adapters", "OUTDIR", "the adapter alone, in peft's files"),
 }
 

@@ -32,6 +32,8 @@ from librobot.errors import LibrobotError
 from librobot.representation import Representation
 from librobot.types import Batch, RobotSpec
 
+ALONE = {"rank": 0, "num_replicas": 1}
+
 
 class DataModule(lightning.LightningDataModule):
     """Windows of a dataset in seeded order; the same batches on resume, in the middle of an epoch too.
@@ -290,6 +292,9 @@ class DataModule(lightning.LightningDataModule):
         )
         dataset.representation = self._representation
         trainer = self.trainer
+        place = {"rank": trainer.global_rank, "num_replicas": trainer.world_size} if trainer else ALONE
+        # Processes that share their samples (tensor parallelism) count once.
+        place = getattr(getattr(trainer, "strategy", None), "distributed_sampler_kwargs", None) or place
         order: MixtureOrder | BlockOrder | None = None
         if shuffle and isinstance(self.source, Mixture):
             if self.order != "shuffle":
@@ -305,8 +310,8 @@ class DataModule(lightning.LightningDataModule):
             shuffle=shuffle,
             drop_last=drop_last,
             seed=self.seed,
-            rank=trainer.global_rank if trainer is not None else 0,
-            world_size=trainer.world_size if trainer is not None else 1,
+            rank=place["rank"],
+            world_size=place["num_replicas"],
             order=order.indices if order is not None else None,
             order_name=f"blocks of {self.block_frames}" if isinstance(order, BlockOrder) else "shuffle",
         )

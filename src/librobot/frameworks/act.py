@@ -23,6 +23,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from librobot import replicas
 from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFactory
 from librobot.heads.base import ActionHead
 from librobot.losses import gaussian_kl, reduce
@@ -60,6 +61,8 @@ class Memory(Tokens):
 
 class ACT(Framework):
     denoiser_parts = ("decoder", "queries", "noisy_action_proj", "time_mlp", "action_out_proj")
+    splits_heads = True
+    block_lists = ("encoder.layers", "decoder.layers", "vae_encoder.layers")
 
     def __init__(
         self,
@@ -228,7 +231,7 @@ class ACT(Framework):
         real = mask.new_ones(len(mask), len(tokens) - 1)
         x = self.vae_encoder(torch.cat(tokens, dim=1), self.vae_positions, torch.cat((real, mask), dim=1))
         mean, log_variance = self.vae_out_proj(x[:, 0]).chunk(2, dim=-1)
-        noise = torch.randn_like(mean) if noise is None else noise
+        noise = replicas.randn_like(mean) if noise is None else noise
         return mean + (0.5 * log_variance).exp() * noise, gaussian_kl(mean, log_variance).mean()
 
     def encode(

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from librobot.nn.attention import Angles, Attention, GatedMLP, grouped_attention
+from librobot.nn.attention import Angles, Attention, GatedMLP, block_plan, grouped_attention
 from librobot.nn.norms import AdaptiveRMSNorm, gated_sum
 from librobot.nn.positions import rotary_angles
 from librobot.vlms.base import Context, Geometry
@@ -53,6 +53,8 @@ class ExpertBlock(nn.Module):
     """Gemma's block, attending to a cache as well; with a condition its norms follow it and its branches are
     gated (pi0.5)."""
 
+    tensor_plan = block_plan()
+
     def __init__(
         self, width: int, mlp_width: int, geometry: Geometry, condition_width: int, gate_bias: float
     ) -> None:
@@ -73,6 +75,12 @@ class ExpertBlock(nn.Module):
         x = gated_sum(x, self.attention.output(attended), gate)
         normed, gate = self.mlp_norm(x, condition)
         return gated_sum(x, self.mlp(normed), gate), keys, values
+
+    def keys_values(
+        self, x: Float[Tensor, "b q d"], angles: Angles
+    ) -> tuple[Float[Tensor, "b h q e"], Float[Tensor, "b h q e"]]:
+        """Only what other tokens attend to, without a condition."""
+        return self.attention.keys_values(self.attention_norm(x)[0], angles)
 
 
 class ActionExpert(nn.Module):
@@ -144,7 +152,7 @@ class ActionExpert(nn.Module):
             keys.append(all_keys)
             values.append(all_values)
         last = self.layers[-1]  # of which nothing but keys and values is read
-        own = last.attention.keys_values(last.attention_norm(x)[0], place.angles)
+        own = last.keys_values(x, place.angles)
         all_keys, all_values = place.join(len(self.layers) - 1, *own)
         return replace(
             context,

@@ -14,12 +14,14 @@ from jaxtyping import Bool, Float, Int
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from librobot import __version__
+from librobot import __version__, replicas
 from librobot.errors import LibrobotError, nearest
 from librobot.frameworks.checkpoint import fit_state_dict, plain
+from librobot.frameworks.distillation import learn_from
 from librobot.frameworks.embodiments import Embodiments
 from librobot.frameworks.groups import ParameterGroups
-from librobot.frameworks.randomness import seed_step
+from librobot.frameworks.randomness import begin_batch, is_logged
+from librobot.frameworks.sharding import clip_norm, shard
 from librobot.heads.base import ActionHead, NetworkKind
 from librobot.losses import l1
 from librobot.networks.base import OPTION_OF
@@ -50,9 +52,11 @@ class Framework(LightningModule):
 
     `brings` says which kinds of network the framework has for its head, `denoiser_parts` which of its parts
     only the denoiser uses: they train when a head learns from a trained policy (`learn_from`), all others
-    are frozen. `needs_cache` is True where the backbone has to run tokens behind its context (`VLM.extend`),
-    `reads_state` False where the method sees no state, `masks_cameras` False where it cannot act without one
-    of its cameras.
+    are frozen. `block_lists` are the parts that are lists of blocks, beside the backbone's: what is sharded,
+    recomputed and compiled one by one; `splits_heads` says whether tensor parallelism may split attention:
+    where whoever reads a cache has its heads split alike. `needs_cache` is True where the backbone has to
+    run tokens behind its context (`VLM.extend`), `reads_state` False where the method sees no state,
+    `masks_cameras` False where it cannot act without one of its cameras.
     """
 
     brings: ClassVar[tuple[NetworkKind, ...]] = ("denoiser",)
@@ -61,6 +65,8 @@ class Framework(LightningModule):
     reads_state: ClassVar[bool] = True
     several_robots: ClassVar[bool] = True
     denoiser_parts: ClassVar[tuple[str, ...]] = ()
+    block_lists: tuple[str, ...] = ()
+    splits_heads: bool = False
     language_options: ClassVar[Mapping[str, Any]] = {}
     state_options: ClassVar[Mapping[str, Any]] = {}
     action_offset: int = 0
@@ -109,6 +115,8 @@ class Framework(LightningModule):
         self.run_config: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
         self._seed = 0
+        self._part = replicas.Part(0, 1, 0)
+        self._is_sharded = False
         self._teacher: tuple[Framework, ...] = ()  # no submodule: its weights are not this policy's
 
     # What a framework implements.
@@ -224,32 +232,8 @@ class Framework(LightningModule):
         return self.normalizer.normalize("action", actions)
 
     def learn_from(self, teacher: Framework) -> None:
-        """Start from a trained policy of the same configuration, and let the head learn from its denoiser.
-
-        What the two share (all but `denoiser_parts`) is frozen, so that both read the same context. The
-        denoiser starts from the teacher's too where that predicts what the student will: the velocity of a
-        flow in the house's time convention. Raises LibrobotError where the head does not learn from a
-        teacher, or the weights do not fit.
-        """
-        if not hasattr(self.head, "teach"):
-            raise LibrobotError(
-                f"head {type(self.head).__name__} does not learn from a trained policy; take "
-                f"head=consistency or head=reflow"
-            )
-        if not self.denoiser_parts:
-            raise LibrobotError(f"framework {type(self).__name__} has no denoiser that could be distilled")
-        weights = dict(teacher.state_dict())
-        if getattr(teacher.head, "time_convention", None) != "noise_at_one":
-            own = self.state_dict()
-            weights |= {n: own[n] for n in own if n.partition(".")[0] in self.denoiser_parts}
-        self.load_weights(weights)
-        for name, parameter in self.named_parameters():
-            if name.partition(".")[0] not in self.denoiser_parts:
-                parameter.requires_grad_(False)
-        teacher.eval().requires_grad_(False)
-        self._teacher = (teacher,)
-        teach: Any = self.head.teach  # a Tensor or a Module, as far as nn.Module's types know
-        teach(teacher.head, teacher.denoise)
+        """Start from a trained policy, and let the head learn from it: `librobot.frameworks.distillation`."""
+        learn_from(self, teacher)
 
     @property
     def has_teacher(self) -> bool:
@@ -311,7 +295,7 @@ class Framework(LightningModule):
                     f"False at all {self.horizon} steps; leave such samples out of the dataset"
                 )
         if self.trainer.training:
-            seed_step(self._seed, self.trainer)
+            self._part = begin_batch(self._seed, self.trainer)
         return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -320,10 +304,12 @@ class Framework(LightningModule):
         return batch.to(device, non_blocking=device.type != "cpu")  # Lightning's walk takes a millisecond
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, metrics = self.compute_loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=batch.batch_size)
-        for name, value in metrics.items():
-            self.log(f"train/{name}", value, batch_size=batch.batch_size)
+        with replicas.part(self._part):
+            loss, metrics = self.compute_loss(batch)
+            for name, value in {"loss": loss, **metrics}.items():
+                if self._part.count > 1 and is_logged(self.trainer):
+                    value = replicas.mean(value)
+                self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=batch.batch_size)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -345,6 +331,19 @@ class Framework(LightningModule):
         for name, value in (metrics | {"loss": loss, "action_error": error}).items():
             self.log(f"val/{name}", value, batch_size=batch.batch_size, sync_dist=True)
         return out
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None and not self._is_sharded:
+            shard(self, self.device_mesh, self.trainer.strategy.root_device)
+            self._is_sharded = True
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        if self._is_sharded and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            clip_norm([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(self.param_groups(self, self._lr_multipliers))

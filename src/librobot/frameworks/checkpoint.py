@@ -32,7 +32,10 @@ def plain(value: Any, place: str) -> Any:
 
 
 def fit_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load `state_dict` into `module`, or raise LibrobotError naming what does not fit."""
+    """Load `state_dict` into `module`, or raise LibrobotError naming what does not fit.
+
+    Where either waits for its weights (is on torch's meta device), they are only compared.
+    """
     own = module.state_dict()
     missing = [name for name in own if name not in state_dict]
     unexpected = [name for name in state_dict if name not in own]
@@ -55,7 +58,9 @@ def fit_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
             f"the checkpoint does not fit this {type(module).__name__}; tensors {'; '.join(problems)}. "
             f"Use the configuration that it was trained with (its config.yaml), or another checkpoint"
         )
-    module.load_state_dict(dict(state_dict), strict=True)
+    stand_ins = (*module.parameters(), *state_dict.values())
+    if not any(tensor.is_meta for tensor in stand_ins):
+        module.load_state_dict(dict(state_dict), strict=True)
 
 
 def acting_weights(checkpoint: dict[str, Any], weights: str | None = None) -> dict[str, Tensor]:

@@ -80,6 +80,8 @@ class Custom(Framework):
             self.history = history(width=width, obs_steps=obs_steps)
         self.fusion = fusion(width=width) if self.state_encoder is not None else None
         self.network = self._make_network(network, head)
+        lists = (name for name in ("blocks", "down", "middle", "up") if hasattr(self.network, name))
+        self.block_lists = tuple(f"network.{name}" for name in lists)
         self.freeze_unused(layers=(-1,))
         self.apply_freeze()
 

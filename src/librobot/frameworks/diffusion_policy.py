@@ -190,6 +190,7 @@ class DiffusionPolicy(Framework):
                 last_groups=8,  # in the published code whatever num_groups is
             )
             self.denoiser: nn.Module = ConditionedUNet(unet, level_width)
+            self.block_lists = tuple(f"denoiser.unet.{part}" for part in ("down", "middle", "up"))
         else:
             self.denoiser = DiffusionTransformer(
                 **channels,
@@ -201,6 +202,7 @@ class DiffusionPolicy(Framework):
                 num_heads=num_heads,
                 dropout=dropout,
             )
+            self.block_lists = ("denoiser.decoder.layers",)
         if not head.generative:
             self.queries = nn.Parameter(torch.randn(horizon, spec.action_dim))
         self.freeze_unused(layers=(-1,))

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from librobot import replicas
 from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFactory
 from librobot.heads.base import ActionHead
@@ -93,6 +94,8 @@ class Groot(Framework):
     denoiser_parts: ClassVar[tuple[str, ...]] = (
         "dit", "action_encoder", "action_positions", "action_decoder", "future_tokens",
     )  # fmt: skip
+
+    block_lists = ("fusion.blocks", "dit.blocks")
 
     def __init__(
         self,
@@ -278,7 +281,8 @@ class Groot(Framework):
             return state.new_zeros(len(state), 0, self.action_positions.shape[1])
         token = self.state_encoder(rearrange(state, "b t s -> b 1 (t s)"), slots)
         if drop is None and self.training and self.state_dropout:
-            drop = torch.rand(len(state), device=state.device) < self.state_dropout
+            lots = replicas.draw(lambda n: torch.rand(n, device=state.device), len(state))
+            drop = lots < self.state_dropout
         if drop is None:
             return token
         hidden = torch.zeros_like(token) if self.dropped_state is None else self.dropped_state.to(token)

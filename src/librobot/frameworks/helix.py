@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from librobot import replicas
 from librobot.errors import LibrobotError, nearest
 from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFactory
 from librobot.frameworks.slow_thought import Plan, SlowThought, in_words, one_step, tokenized
@@ -58,6 +59,7 @@ class SlowProcessor(ObservationProcessor):
 
 class Helix(Framework):
     denoiser_parts = ("fast_decoder",)
+    block_lists = ("fast_encoder.encoder.layers", "fast_decoder.decoder.layers")
 
     def __init__(
         self,
@@ -263,7 +265,7 @@ class Helix(Framework):
         """The step of the window that system 2 sees in training."""
         b, device = len(observation.state), observation.state.device
         if self.offset == "random" and self.training:
-            return torch.randint(self.obs_steps, (b,), device=device)
+            return replicas.draw(lambda n: torch.randint(self.obs_steps, (n,), device=device), b)
         return torch.zeros(b, dtype=torch.long, device=device)
 
     @property

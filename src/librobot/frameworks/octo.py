@@ -66,6 +66,7 @@ class Readout:
 
 class Octo(Framework):
     denoiser_parts = ("score",)
+    block_lists = ("transformer.blocks",)
     state_options: ClassVar[Mapping[str, Any]] = {"state_tokens": True}
     state_dims: Tensor
 

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from librobot import replicas
 from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFactory
 from librobot.frameworks.language_decoder import (
     ActionTokens,
@@ -128,6 +129,8 @@ def cropped(observation: Observation, area: float | None, *, random: bool) -> Ob
         return observation
     images = {}
     for name, image in observation.images.items():
-        shift = 2 * torch.rand(len(image), 2, device=image.device) - 1 if random else None
+        device, shift = image.device, None
+        if random:
+            shift = 2 * replicas.draw(lambda n, on=device: torch.rand(n, 2, device=on), len(image)) - 1
         images[name] = crop_area(image, area, shift)
     return replace(observation, images=images)

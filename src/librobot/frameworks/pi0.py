@@ -77,6 +77,8 @@ class Pi0(Framework):
         "action_out_proj",
     )  # fmt: skip
 
+    block_lists = ("expert.layers",)
+
     def __init__(
         self,
         *,
@@ -139,6 +141,7 @@ class Pi0(Framework):
         # Only a cache's keys and values are read, so what lies behind the last layer's cannot train, unless
         # the backbone writes tokens.
         writes = head.network == "pair"
+        self.splits_heads = vlm.has_cache
         self.prefix_layers: tuple[int, ...] = () if vlm.has_cache and not writes else (-1,)
         self.freeze_unused(layers=self.prefix_layers, logits=writes)
         self.apply_freeze()

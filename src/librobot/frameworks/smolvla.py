@@ -114,6 +114,7 @@ class ExpertBlock(nn.Module):
 class SmolVLA(Framework):
     denoiser_parts = ("expert", "expert_norm", "action_in_proj", "action_time_mlp", "action_out_proj")
     needs_cache = True
+    block_lists = ("expert",)
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from librobot import replicas
 from librobot.losses import Mask
 
 NetworkKind = Literal["denoiser", "decoder", "pair"]
@@ -172,7 +173,8 @@ class ActionHead(nn.Module):
         """The context with `drop_context` of the samples hidden."""
         if not self.drop_context:
             return context
-        rows = torch.rand(count, device=self.anchor.device) < self.drop_context
+        device = self.anchor.device
+        rows = replicas.draw(lambda n: torch.rand(n, device=device), count) < self.drop_context
         return self._droppable(context).dropped(rows)
 
     def guided(self, denoiser: Denoiser, context: Any, count: int, guidance: float | None) -> Denoiser:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from librobot import losses
+from librobot import losses, replicas
 from librobot.heads.base import ActionHead, Denoiser, Mask, at_least_one, further_noise, hold_last
 from librobot.heads.teacher import Teacher
 
@@ -92,8 +92,10 @@ class Consistency(ActionHead):
         time: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, " b"]:
         actions = hold_last(actions, mask).float()
-        noise = torch.randn_like(actions) if noise is None else noise.float()
-        here = 1 - torch.rand(len(actions), device=actions.device) if time is None else time.float()
+        noise = replicas.randn_like(actions) if noise is None else noise.float()
+        if time is None:
+            time = 1 - replicas.draw(lambda n: torch.rand(n, device=actions.device), len(actions))
+        here = time.float()
         here = here.clamp_min(1e-3)  # an end's rounding is divided by it
         there = (here - 1 / self.num_intervals).clamp_min(0)
         t = here[:, None, None]

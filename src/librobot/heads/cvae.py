@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from librobot import losses
+from librobot import losses, replicas
 from librobot.heads.base import ActionHead, Denoiser, Mask
 from librobot.nn.detr import Encoder, LayerOptions
 from librobot.nn.positions import sine_table
@@ -99,7 +99,7 @@ class CVAE(ActionHead):
         has nothing to act on."""
         visible = (mask.unsqueeze(-1) if mask.ndim == 2 else mask).expand_as(actions)
         mean, log_variance = self.posterior(actions, visible)
-        noise = torch.randn_like(actions) if noise is None else noise
+        noise = replicas.randn_like(actions) if noise is None else noise
         z = mean + (0.5 * log_variance).exp() * self._latent_noise(noise)
         error = self.reconstruct(self._decode(denoiser, context, z), actions, mask, self.dim_weights)
         kl = losses.gaussian_kl(mean, log_variance).clamp_min(self.free_bits)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from librobot import losses
+from librobot import losses, replicas
 from librobot.heads import diffusion_solvers as solvers
 from librobot.heads import noise_schedules
 from librobot.heads.base import ActionHead, Denoiser, Mask, further_noise, hold_last
@@ -118,9 +118,10 @@ class DDPM(ActionHead):
     ) -> Float[Tensor, " b"]:
         """A given `time` stands for the level nearest to it."""
         actions = hold_last(actions, mask)
-        noise = torch.randn_like(actions) if noise is None else noise
+        noise = replicas.randn_like(actions) if noise is None else noise
         if time is None:
-            index = torch.randint(self.num_train_steps, (len(actions),), device=actions.device)
+            steps, device = self.num_train_steps, actions.device
+            index = replicas.draw(lambda n: torch.randint(steps, (n,), device=device), len(actions))
         else:
             index = (time * self.num_train_steps).round().long().clamp(1, self.num_train_steps) - 1
         signal, sigma = (x.to(actions.dtype) for x in self._scales(index))

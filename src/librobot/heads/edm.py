@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from librobot import losses
+from librobot import losses, replicas
 from librobot.heads import diffusion_solvers as solvers
 from librobot.heads.base import ActionHead, Denoiser, Mask, at_least_one, hold_last
 from librobot.heads.diffusion_solvers import Level
@@ -84,7 +84,7 @@ class EDM(ActionHead):
         """The paper's lambda(sigma) * |D - actions|^2 with lambda = 1 / c_out^2 (equation 8 and table 1), so
         the plain squared error of F against (actions - c_skip * x) / c_out."""
         actions = hold_last(actions, mask)
-        noise = torch.randn_like(actions) if noise is None else noise
+        noise = replicas.randn_like(actions) if noise is None else noise
         time = self.draw_time(len(actions)) if time is None else time.float()
         sigma = self.sigma(time)[:, None, None]
         x = actions.float() + sigma * noise.float()
@@ -153,7 +153,8 @@ class EDM(ActionHead):
 
     def draw_time(self, count: int) -> Float[Tensor, " b"]:
         """Times of log-normal noise levels, in float32."""
-        normal = torch.randn(count, device=self.anchor.device, dtype=torch.float32)
+        device = self.anchor.device
+        normal = replicas.draw(lambda n: torch.randn(n, device=device, dtype=torch.float32), count)
         log_sigma = self.p_mean + self.p_std * normal
         span = math.log(self.sigma_max / self.sigma_min)
         return ((log_sigma - math.log(self.sigma_min)) / span).clamp(0.0, 1.0)

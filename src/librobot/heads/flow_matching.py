@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from librobot import losses
+from librobot import losses, replicas
 from librobot.heads import ode_solvers
 from librobot.heads.base import ActionHead, Denoiser, Mask, at_least_one, hold_last
 from librobot.heads.coupling import optimal_partners
@@ -130,7 +130,7 @@ class FlowMatching(ActionHead):
     def couple(self, actions: Float[Tensor, "b k a"], mask: Mask, context: Any) -> Float[Tensor, "b k a"]:
         """Noise for the actions of a batch. Raises ValueError where the coupling needs features and there are
         none."""
-        noise = torch.randn_like(actions)
+        noise = replicas.randn_like(actions)
         if self.coupling == "independent":
             return noise
         if not hasattr(context, "features"):
@@ -145,10 +145,13 @@ class FlowMatching(ActionHead):
         """Times in (0.001, 1], in float32; `beta_stretched` ones in (0, 1.001]."""
         device = self.anchor.device
         if self.time_distribution == "uniform":
-            unit = torch.rand(count, device=device, dtype=torch.float32)
+            unit = replicas.draw(lambda n: torch.rand(n, device=device, dtype=torch.float32), count)
         elif self.time_distribution == "logit_normal":
-            unit = torch.randn(count, device=device, dtype=torch.float32).sigmoid()
+            unit = replicas.draw(
+                lambda n: torch.randn(n, device=device, dtype=torch.float32), count
+            ).sigmoid()
         else:
             one = torch.ones((), device=device, dtype=torch.float32)
-            unit = torch.distributions.Beta(self.beta_alpha * one, self.beta_beta * one).sample((count,))
+            beta = torch.distributions.Beta(self.beta_alpha * one, self.beta_beta * one)
+            unit = replicas.draw(lambda n: beta.sample((n,)), count)
         return unit / 0.999 if self.time_distribution == "beta_stretched" else unit * 0.999 + 0.001

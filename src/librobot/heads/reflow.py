@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from librobot import replicas
 from librobot.heads import ode_solvers
 from librobot.heads.base import ActionHead, Denoiser, Mask
 from librobot.heads.flow_matching import FlowMatching, TimeDistribution
@@ -54,7 +55,7 @@ class Reflow(FlowMatching):
         noise: Float[Tensor, "b k a"] | None = None,
         time: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, " b"]:
-        noise = torch.randn_like(actions) if noise is None else noise
+        noise = replicas.randn_like(actions) if noise is None else noise
         with torch.no_grad():
             made = self.teacher.head.sample(
                 self.teacher.denoiser,

@@ -49,6 +49,17 @@ def grouped_attention(
     return out.reshape(b, num_heads, num_queries, -1)
 
 
+ATTENTION_PLAN = {"q_proj": "column", "k_proj": "column", "v_proj": "column", "o_proj": "row"}
+MLP_PLAN = {"gate": "column", "up": "column", "down": "row"}
+"""How tensor parallelism splits an `Attention` (by heads) and a `GatedMLP`: see `frameworks.sharding`."""
+
+
+def block_plan(attention: str = "attention", mlp: str = "mlp") -> dict[str, str]:
+    """The plan of a block that has both, under these names."""
+    plans = ((attention, ATTENTION_PLAN), (mlp, MLP_PLAN))
+    return {f"{name}.{part}": how for name, plan in plans for part, how in plan.items()}
+
+
 class Attention(nn.Module):
     """Multi-head attention with rotary positions, over own tokens and, optionally, over cached ones.
 
@@ -80,8 +91,10 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "b l d"], angles: Angles
     ) -> tuple[Float[Tensor, "b n l e"], Float[Tensor, "b h l e"], Float[Tensor, "b h l e"]]:
         """Rotated queries, and what `keys_values` gives; one rotation for both."""
-        turned = apply_rotary(self._heads(torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1)), angles)
-        queries, keys = turned.split((self.num_heads, self.num_kv_heads), dim=1)
+        both = self.q_proj(x), self.k_proj(x)
+        turned = apply_rotary(self._heads(torch.cat(both, dim=-1)), angles)
+        # Counted, not num_heads and num_kv_heads: of an attention over several processes this one has a part.
+        queries, keys = turned.split([y.shape[-1] // self.head_dim for y in both], dim=1)
         return queries, keys, self._heads(self.v_proj(x))
 
     def forward(

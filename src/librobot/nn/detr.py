@@ -34,6 +34,10 @@ def attention(options: LayerOptions) -> nn.MultiheadAttention:
     return nn.MultiheadAttention(options.width, options.num_heads, dropout=options.dropout, batch_first=True)
 
 
+FEED_FORWARD_PLAN = {"feed_forward.0": "column", "feed_forward.3": "row"}
+"""What tensor parallelism splits of a layer; torch's MultiheadAttention it does not."""
+
+
 class FeedForward(nn.Sequential):
     """Linear, activation, dropout, linear."""
 
@@ -67,6 +71,8 @@ class Residual(nn.Module):
 
 class EncoderLayer(nn.Module):
     """Self-attention and a feed-forward network."""
+
+    tensor_plan = FEED_FORWARD_PLAN
 
     def __init__(self, options: LayerOptions) -> None:
         super().__init__()
@@ -107,6 +113,8 @@ class Encoder(nn.Module):
 
 class DecoderLayer(nn.Module):
     """Self-attention among the queries, attention to the encoder's memory, a feed-forward network."""
+
+    tensor_plan = FEED_FORWARD_PLAN
 
     def __init__(self, options: LayerOptions) -> None:
         super().__init__()

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from unittest import mock
+
+from torch import nn
 
 _stored: ContextVar[Mapping[str, str] | None] = ContextVar("stored_files", default=None)
 
@@ -30,3 +33,18 @@ def wants_pretrained(option: bool | str) -> bool:
 def stored_files() -> Mapping[str, str]:
     """The backbone's files of the checkpoint that is being read, {} where none is."""
     return _stored.get() or {}
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Build modules whose parameters have shapes and no memory (torch's meta device), and no published
+    weights; buffers are real. For processes that get their weights from another one."""
+    register = nn.Module.register_parameter
+
+    def forget(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(module, name, param)
+
+    with skip_pretrained(), mock.patch.object(nn.Module, "register_parameter", forget):
+        yield

@@ -5,6 +5,7 @@ what the backbone saw and read, and to each other; the step of the denoising mod
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,6 +69,10 @@ class Block(nn.Module):
         x = x + self.drop_attention(read)
         return x + self.mlp(self.norm_mlp(x))
 
+    def read(self, tokens: Float[Tensor, "b l c"]) -> KeysValues:
+        """What `forward` takes as `context` for these tokens."""
+        return self.attention.keys_values(tokens)
+
 
 class FusionTransformer(nn.Module):
     """Self-attention over the backbone's tokens before the action expert reads them (N1.5, N1.7)."""
@@ -90,6 +95,8 @@ class VisionLanguageDiT(nn.Module):
     With `text_every` n, every n-th of the attending blocks, the first among them, reads the tokens that are
     no pictures, the others read the pictures (N1.6, N1.7: n = 2); None lets each read all (N1.5).
     """
+
+    blocks: Any  # a ModuleList of Block
 
     def __init__(
         self,
@@ -121,7 +128,7 @@ class VisionLanguageDiT(nn.Module):
     def read(self, sights: Sights) -> tuple[KeysValues, ...]:
         """Keys and values of the attending blocks: the same at every step of the denoising."""
         tokens = sights.tokens.to(self.output_proj.weight.dtype)
-        return tuple(_attention(block).keys_values(tokens) for block in self.blocks[::2])
+        return tuple(block.read(tokens) for block in self.blocks[::2])
 
     def forward(
         self,
@@ -148,8 +155,3 @@ class VisionLanguageDiT(nn.Module):
         if self.text_every is None:
             return sights.text | sights.pictures
         return sights.text if number % self.text_every == 0 else sights.pictures
-
-
-def _attention(block: nn.Module) -> CrossAttention:
-    assert isinstance(block, Block)
-    return block.attention

@@ -14,6 +14,7 @@ from torch.optim import SGD, AdamW
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from librobot.errors import require
+from librobot.frameworks.sharding import alike
 
 
 def adamw(
@@ -31,7 +32,8 @@ def adamw(
     rounding, not the method.
     """
     groups = listed(params)
-    return AdamW(
+    made = MixedAdamW if len(list(alike([p for g in groups for p in g["params"]]))) > 1 else AdamW
+    return made(
         groups,
         lr=lr,
         betas=(betas[0], betas[1]),
@@ -39,6 +41,19 @@ def adamw(
         weight_decay=weight_decay,
         fused=has_fused(groups) if fused is None else fused,
     )
+
+
+class MixedAdamW(AdamW):
+    """AdamW for parameters of which some are spread over processes and some are not, or otherwise: kernels
+    over many tensors take only tensors that are spread alike."""
+
+    def step(self, closure: Any = None) -> Any:
+        groups = self.param_groups
+        self.param_groups = [g | {"params": part} for g in groups for part in alike(g["params"])]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
 
 
 def adamw_8bit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from librobot.config.check import check
 from librobot.config.compose import resolve
 from librobot.data.sources.base import Mixture
 from librobot.errors import LibrobotError
+from librobot.nn.pretrained import weightless
 from librobot.training.callbacks.shares import DatasetShares
 from librobot.training.checkpoints import check_checkpoint
+from librobot.training.strategies import check_machine, is_first_process, shards
 from librobot.training.sweeps.jobs import JOB
 from librobot.training.sweeps.reports import Reports
 
@@ -38,11 +41,15 @@ def run(cfg: DictConfig) -> dict[str, float]:
     where the configuration, the dataset or the checkpoint do not fit each other.
     """
     check(cfg)
+    check_machine(cfg.trainer)
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = build_datamodule(cfg)
     source = datamodule.source
     robots = robots_of(source)
-    framework = build_framework(cfg, build_spec(cfg, source), robots)
+    # Weights that are spread over processes come from the first one.
+    waits = shards(cfg.trainer.get("strategy")) and not is_first_process()
+    with weightless() if waits else nullcontext():
+        framework = build_framework(cfg, build_spec(cfg, source), robots)
     if cfg.get("param_groups"):
         framework.param_groups = build(cfg.param_groups, "param_groups")
     datamodule.configure(

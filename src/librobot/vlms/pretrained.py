@@ -42,6 +42,11 @@ class PretrainedVLM(AssembledVLM):
     adapter_targets: ClassVar[Sequence[str]] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
+    tensor_plan: ClassVar[Mapping[str, str]] = {
+        "self_attn.q_proj": "column", "self_attn.k_proj": "column", "self_attn.v_proj": "column",
+        "self_attn.o_proj": "row", "mlp.gate_proj": "column", "mlp.up_proj": "column", "mlp.down_proj": "row",
+    }  # fmt: skip
+    """How tensor parallelism splits a block: see `librobot.frameworks.sharding`."""
     natural_attention: ClassVar[Literal["causal", "bidirectional"]] = "causal"
     processor_class: ClassVar[type[PromptProcessor]] = PromptProcessor
     takes_floats: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from librobot.errors import LibrobotError
-from librobot.nn.attention import Angles, Attention, GatedMLP, block_mask, with_self
+from librobot.nn.attention import Angles, Attention, GatedMLP, block_mask, block_plan, with_self
 from librobot.nn.positions import age_embedding, rotary_angles
 from librobot.nn.text import BOS, NUM_BYTE_TOKENS, PAD, ByteEmbedding, ByteEncoder, ByteTokenizer
 from librobot.nn.vision import KeypointTower, Tower
@@ -26,6 +26,8 @@ from librobot.vlms.base import VLM, Context, Geometry, Vocabulary, extension
 
 class Block(nn.Module):
     """Pre-norm transformer block: RMSNorm, grouped-query attention, SwiGLU (as in Llama)."""
+
+    tensor_plan = block_plan()
 
     def __init__(self, width: int, num_heads: int, num_kv_heads: int, mlp_width: int) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from librobot.errors import LibrobotError
+from librobot.training.checkpoints import AtomicCheckpointIO
 
 
 class Stopped(LibrobotError):
@@ -29,16 +31,36 @@ class SaveCheckpoints(Checkpoint):
     With `keep_every_n_steps` the checkpoints at these steps stay, as step=00001000.ckpt. Checkpoints are
     taken at the end of a training batch, never at the end of an epoch: only there does resuming repeat and
     skip nothing.
+
+    With `asynchronous` training goes on as soon as a checkpoint is copied to the CPU's memory, and a thread
+    writes it.
     """
 
-    def __init__(self, dirpath: str, every_n_steps: int = 500, keep_every_n_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        dirpath: str,
+        every_n_steps: int = 500,
+        keep_every_n_steps: int | None = None,
+        asynchronous: bool = False,
+    ) -> None:
         if every_n_steps < 1 or (keep_every_n_steps is not None and keep_every_n_steps < 1):
             raise ValueError("every_n_steps and keep_every_n_steps must be at least 1")
         self.dirpath = Path(dirpath)
         self.every_n_steps = every_n_steps
         self.keep_every_n_steps = keep_every_n_steps
+        self.asynchronous = asynchronous
         self.saved_step = -1
         self.step_before = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        io = trainer.strategy.checkpoint_io
+        if self.asynchronous and not isinstance(io, AtomicCheckpointIO):
+            raise LibrobotError(
+                f"callbacks.checkpoints.asynchronous: {type(trainer.strategy).__name__} writes checkpoints "
+                f"itself; set it to false, or take trainer=fsdp2"
+            )
+        if isinstance(io, AtomicCheckpointIO):
+            io.asynchronous = self.asynchronous
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -59,6 +81,7 @@ class SaveCheckpoints(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step not in (self.saved_step, 0):
             self.save_last(trainer)  # stopped by a time limit or by another callback
+        settle(trainer)
 
     def save_last(self, trainer: Trainer) -> Path:
         """Save last.ckpt; every process of the run has to call this at the same step."""
@@ -68,18 +91,29 @@ class SaveCheckpoints(Checkpoint):
         return path
 
 
+def settle(trainer: Trainer) -> None:
+    """Until what is being written is there; raises what went wrong with it."""
+    io = trainer.strategy.checkpoint_io
+    if isinstance(io, AtomicCheckpointIO):
+        io.wait()
+
+
 class SaveOnSignal(Callback):
     """On SIGTERM or SIGINT: finish the current optimiser step, save last.ckpt, end the run with a message.
 
     The run ends before the next step, so that the metrics of this one are still logged; a second signal ends
     it at once. The processes of several devices agree on the step by a reduction every `agree_every_n_steps`
     steps, so that they all save the same one.
+
+    With `requeue` a Slurm job that got SIGTERM (a preemption, or #SBATCH --signal=TERM@120 before the time
+    limit) goes back into the queue once it has saved; its command then needs run_dir=DIR ckpt=auto.
     """
 
-    def __init__(self, agree_every_n_steps: int = 10) -> None:
+    def __init__(self, agree_every_n_steps: int = 10, requeue: bool = False) -> None:
         if agree_every_n_steps < 1:
             raise ValueError(f"agree_every_n_steps must be at least 1, found {agree_every_n_steps}")
         self.agree_every_n_steps = agree_every_n_steps
+        self.requeue = requeue
         self.received: int | None = None
         self.stopped: Stopped | None = None
         self.before: dict[int, Any] = {}
@@ -132,8 +166,12 @@ class SaveOnSignal(Callback):
             self.stopped = Stopped(text, 128 + number)
             return
         path = checkpoints[0].save_last(trainer)
+        settle(trainer)
+        queued = ""
+        if self.requeue and number == signal.SIGTERM and trainer.is_global_zero:
+            queued = f"{requeue_job()}; "
         self.stopped = Stopped(
-            f"stopped by {name} after step {step}, saved {path}; "
+            f"stopped by {name} after step {step}, saved {path}; {queued}"
             f"go on with the same command and run_dir={trainer.default_root_dir} ckpt=last",
             128 + number,
         )
@@ -151,6 +189,22 @@ class SaveOnSignal(Callback):
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
+
+
+def requeue_job() -> str:
+    """Put the Slurm job that this is back into the queue; what became of that, in words."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if "SLURM_ARRAY_JOB_ID" in os.environ and "SLURM_ARRAY_TASK_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if job is None:
+        return "not put back into a queue (callbacks.save_on_signal.requeue, but no Slurm job)"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"job {job} could not be put back into the queue ({error})"
+    if done.returncode != 0:
+        return f"job {job} could not be put back into the queue ({done.stderr.strip() or done.returncode})"
+    return f"job {job} is back in the queue"
 
 
 def is_last_step(trainer: Trainer) -> bool:

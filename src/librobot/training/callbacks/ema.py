@@ -13,11 +13,13 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from librobot.errors import LibrobotError
 from librobot.frameworks.checkpoint import AVERAGE
+from librobot.frameworks.sharding import full, spread_like
+from librobot.training.strategies import keeps_parts
 
 
 class EMA(Callback):
@@ -140,7 +142,8 @@ class EMA(Callback):
     ) -> None:
         if self.trained:  # never the case with the callbacks here: Lightning runs those that save last
             raise LibrobotError("callbacks.ema: a checkpoint cannot be saved in the middle of a validation")
-        whole = {name: full(average) for name, average in self.average.items()}
+        in_parts = keeps_parts(trainer.strategy)
+        whole = {name: average if in_parts else full(average) for name, average in self.average.items()}
         checkpoint[AVERAGE] = {"weights": whole, "acts": self.policy == "average", "updates": self.updates}
 
     def on_load_checkpoint(
@@ -157,14 +160,9 @@ class EMA(Callback):
         self.average, self.updates = dict(stored["weights"]), int(stored["updates"])
 
 
-def full(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be spread over devices; every process has to call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def alike(tensor: Tensor, parameter: Tensor) -> Tensor:
     """`tensor` in float32, where and how `parameter` is stored."""
     moved = tensor.to(parameter.device, torch.float32, copy=True)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(moved, parameter.device_mesh, parameter.placements)
+    if isinstance(parameter, DTensor) and not isinstance(moved, DTensor):
+        return spread_like(moved, parameter)
     return moved

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch.distributed.tensor import DTensor
 
 from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework
+from librobot.frameworks.sharding import alike, norm_of
 
 
 class ActionErrors(Callback):
@@ -111,8 +111,8 @@ class GradientNorms(Callback):
 
 def norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """The norm of several tensors as one, spread over devices or not."""
-    total = torch.nn.utils.get_total_norm(gradients)
-    return total.full_tensor() if isinstance(total, DTensor) else total
+    squares = [norm_of(group).square() for group in alike(gradients)]
+    return torch.stack(squares).sum().sqrt()
 
 
 class Throughput(Callback):

@@ -1,0 +1,276 @@
+"""Training over several processes: the losses of one process, whatever they share out, and whatever number of
+them goes on with a run."""
+
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from small_runs import losses, rows
+from together import stage, together
+from torch import nn
+
+from librobot.cli.export import EXPORTS
+from librobot.errors import LibrobotError
+from librobot.frameworks.sharding import blocks_of, split_blocks
+from librobot.policy import Policy
+from librobot.training.checkpoints import check_checkpoint, consolidate
+from librobot.training.strategies import check_machine
+
+LAST = "checkpoints/last.ckpt"
+COMMON = ["vlm.num_kv_heads=2", "data.augmentation=null", "optim.lr=1e-2"]
+WITH_EMA = "callbacks=[default,ema]"
+PARTS = "trainer.strategy.sharded_checkpoints=true"
+BATCH = 8  # of all processes together
+STEPS = 4
+FRAMEWORKS = ["act", "pi0"]
+THREAD = ["callbacks.checkpoints.asynchronous=true", "callbacks.checkpoints.every_n_steps=1"]
+WATCHED = [
+    "callbacks=[default,ema,statistics,rollouts]",
+    "callbacks.rollouts.env={_target_: stick_suite.StickSuite}",
+    "callbacks.rollouts.every_n_steps=2",
+    "callbacks.rollouts.episodes=4",
+    "callbacks.rollouts.num_workers=1",
+    "callbacks.gradients.every_n_steps=1",
+    "data.val_fraction=0.25",
+]
+
+
+def job(framework, run_dir, trainer, *overrides, processes=2, steps=STEPS):
+    """A run whose processes have `BATCH` samples together; pairs share theirs under tensor parallelism."""
+    share = BATCH // (processes // 2 if trainer == "tp" else processes)
+    given = [
+        f"trainer={trainer}",
+        *COMMON,
+        f"trainer.max_steps={steps}",
+        f"data.batch_size={share}",
+        *overrides,
+    ]
+    given += ["framework.dropout=0"] if framework == "act" else []
+    return {"framework": framework, "run_dir": str(run_dir), "overrides": [*given, *overrides]}
+
+
+def alone(framework, run_dir, *overrides, steps=STEPS):
+    return job(framework, run_dir, "cpu", *overrides, processes=1, steps=steps)
+
+
+def curve(run_dir):
+    error = run_dir / "error0.txt"
+    assert not error.exists(), error.read_text()
+    return np.array([float(value) for value in losses(run_dir)])
+
+
+def assert_same_losses(run_dir, other):
+    np.testing.assert_allclose(curve(run_dir), curve(other), rtol=0, atol=1e-5, err_msg=run_dir.name)
+
+
+def stored(run_dir):
+    return torch.load(run_dir / LAST, weights_only=True)
+
+
+def assert_same_end(run_dir, other):
+    """Schedule, average, the optimiser's order; actions but for what Adam makes of rounding."""
+    ours, theirs = stored(run_dir), stored(other)
+    assert ours["global_step"] == theirs["global_step"] == STEPS
+    assert ours["lr_schedulers"][0]["last_epoch"] == theirs["lr_schedulers"][0]["last_epoch"]
+    assert ours["average"]["updates"] == theirs["average"]["updates"] == STEPS
+    assert ours["average"]["weights"].keys() == theirs["average"]["weights"].keys()
+    assert ours["state_dict"].keys() == theirs["state_dict"].keys()
+    for number, own in theirs["optimizer_states"][0]["state"].items():
+        for key, value in own.items():
+            assert ours["optimizer_states"][0]["state"][number][key].shape == value.shape
+    assert_same_actions(run_dir, other, tolerance=0.01)
+
+
+def acted(checkpoint):
+    policy = Policy.from_checkpoint(checkpoint, "cpu")
+    random = np.random.default_rng(0)
+    images = {"front": random.integers(0, 255, (32, 32, 3), dtype=np.uint8)}
+    return policy.infer({"images": images, "state": np.zeros(2, np.float32), "prompt": "reach", "seed": 0})[
+        "actions"
+    ]
+
+
+def assert_same_actions(one, other, tolerance=0.0):
+    np.testing.assert_allclose(acted(one), acted(other), rtol=0, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def short(dataset, tmp_path_factory):
+    """Runs of one process, and of two that share gradients or all."""
+    folder = tmp_path_factory.mktemp("short")
+    both = [(name, trainer) for name in FRAMEWORKS for trainer in ("ddp", "fsdp2")]
+    stages = [
+        stage(1, [alone(framework, folder / framework / "cpu", WITH_EMA) for framework in FRAMEWORKS]),
+        stage(
+            2,
+            [job(framework, folder / framework / trainer, trainer, WITH_EMA) for framework, trainer in both],
+        ),
+    ]
+    together(dataset, folder, stages)
+    return folder
+
+
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_two_processes_have_the_losses_of_one(framework, trainer, short):
+    assert_same_losses(short / framework / trainer, short / framework / "cpu")
+    assert_same_end(short / framework / trainer, short / framework / "cpu")
+
+
+@pytest.fixture(scope="module")
+def long(dataset, tmp_path_factory):
+    """Everything else: other meshes, and runs that go on in other numbers of processes."""
+    folder = tmp_path_factory.mktemp("long")
+    first, second, third, fourth, fifth = [], [], [], [], []
+    for framework in FRAMEWORKS:
+        here = folder / framework
+        first += [
+            alone(framework, here / "cpu", WITH_EMA),
+            alone(framework, here / "1_to_2", WITH_EMA, steps=2),
+        ]
+        second += [job(framework, here / name, name, WITH_EMA) for name in ("hsdp", "tp")]
+        second += [
+            job(framework, here / "2_to_1_file", "fsdp2", WITH_EMA, steps=2),
+            job(framework, here / "2_to_1", "fsdp2", WITH_EMA, PARTS, steps=2),
+            job(framework, here / "2_to_1_thread", "fsdp2", WITH_EMA, PARTS, *THREAD, steps=2),
+            job(framework, here / "2_to_4", "fsdp2", WITH_EMA, PARTS, steps=2),
+            job(framework, here / "tp_to_fsdp2", "tp", WITH_EMA, PARTS, steps=2),
+            job(framework, here / "tp_to_fsdp2", "fsdp2", WITH_EMA, "ckpt=last"),
+            job(framework, here / "1_to_2", "fsdp2", WITH_EMA, PARTS, "ckpt=last"),
+        ]
+        third += [
+            alone(framework, here / name, WITH_EMA, "ckpt=last")
+            for name in ("2_to_1_file", "2_to_1", "2_to_1_thread")
+        ]
+        fourth += [job(framework, here / "2_to_4", "hsdp", WITH_EMA, "ckpt=last", processes=4)]
+        fourth += [job(framework, here / f"{name}_4", name, WITH_EMA, processes=4) for name in ("hsdp", "tp")]
+    third += [alone("pi0", folder / "watched/cpu", *WATCHED)]
+    fifth += [job("pi0", folder / "watched" / name, name, *WATCHED) for name in ("ddp", "fsdp2", "tp")]
+    stages = [stage(1, first), stage(2, second), stage(1, third), stage(4, fourth), stage(2, fifth)]
+    together(dataset, folder, stages)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["hsdp", "tp", "hsdp_4", "tp_4"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_other_meshes_have_the_losses_of_one_process(framework, name, long):
+    assert_same_losses(long / framework / name, long / framework / "cpu")
+    assert_same_end(long / framework / name, long / framework / "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["2_to_1_file", "2_to_1", "2_to_1_thread", "2_to_4", "tp_to_fsdp2"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_other_numbers_of_processes_go_on_with_a_run(framework, name, long):
+    assert_same_losses(long / framework / name, long / framework / "cpu")
+    assert_same_end(long / framework / name, long / framework / "cpu")
+    assert [path.name for path in (long / framework / name / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_sharded_checkpoint_acts_as_its_consolidated_file(framework, long, tmp_path):
+    run = long / framework / "1_to_2"
+    assert_same_losses(run, long / framework / "cpu")
+    assert (run / LAST).is_symlink()
+    assert {path.name[:10] for path in (run / "checkpoints").iterdir()} == {".last.ckpt", "last.ckpt"}
+    output = consolidate(str(run), str(tmp_path / "one.ckpt"))
+    np.testing.assert_array_equal(acted(output), acted(run))  # which reads the folder
+    assert_same_actions(output, long / framework / "cpu", tolerance=0.01)
+    check_checkpoint(run / LAST, Policy.from_checkpoint(output, "cpu").framework)
+    other = Policy.from_checkpoint(long / ("act" if framework == "pi0" else "pi0") / "cpu", "cpu").framework
+    with pytest.raises(LibrobotError, match=r"last\.ckpt: .*missing: .*unexpected: "):
+        check_checkpoint(run / LAST, other)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "tp"])
+def test_episodes_validation_and_gradient_norms_in_two_processes(name, long):
+    ours, theirs = rows(long / "watched" / name), rows(long / "watched/cpu")
+    assert_same_losses(long / "watched" / name, long / "watched/cpu")
+    for column, tolerance in {"eval/success": 0.26, "grad_norm/all": 1e-3, "val/loss": 1e-2}.items():
+        values = [[float(row[column]) for row in found if row[column]] for found in (ours, theirs)]
+        assert len(values[0]) >= 2
+        np.testing.assert_allclose(values[0], values[1], rtol=0, atol=tolerance, err_msg=column)
+
+
+def test_a_folder_that_is_no_checkpoint_says_so(tmp_path):
+    (tmp_path / "last.ckpt").mkdir()
+    with pytest.raises(
+        LibrobotError, match=r"expected a sharded checkpoint of librobot \(\.metadata and rest\.pt"
+    ):
+        check_checkpoint(tmp_path / "last.ckpt", None)
+    with pytest.raises(LibrobotError, match="expected a sharded checkpoint"):
+        consolidate(str(tmp_path / "last.ckpt"), str(tmp_path / "out.ckpt"))
+    assert EXPORTS["consolidate"][1] == "consolidate"
+
+
+class Fake(nn.Module):
+    """Only what sharding asks of a framework."""
+
+    def __init__(self, *lists, plan=None, heads=False):
+        super().__init__()
+        self.vlm, self.block_lists, self.splits_heads = None, lists, heads
+        self.layers = nn.ModuleList(nn.ModuleDict({"q_proj": nn.Linear(6, 6)}) for _ in range(2))
+        if plan:
+            for layer in self.layers:
+                layer.tensor_plan = plan
+
+
+def test_declared_blocks_that_are_not_there_are_an_error():
+    assert list(blocks_of(Fake("layers"))) == ["layers.0", "layers.1"]
+    with pytest.raises(
+        LibrobotError, match=r"declares the blocks 'layer' \(block_lists\), and has no such part; did"
+    ):
+        blocks_of(Fake("layer"))
+
+
+def test_blocks_without_a_plan_are_named(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    mesh = SimpleNamespace(size=lambda: 4)
+    fake = Fake("layers")
+    with pytest.raises(LibrobotError, match="no block of framework Fake says how its matrices are split"):
+        split_blocks(fake, blocks_of(fake), mesh)
+    odd = Fake("layers", plan={"q_proj": "column"}, heads=True)
+    with pytest.raises(
+        LibrobotError, match=r"tensor=4 must divide the width of layers\.0\.q_proj, which is 6"
+    ):
+        split_blocks(odd, blocks_of(odd), mesh)
+
+
+@pytest.mark.parametrize(
+    ("node", "gpus", "message"),
+    [
+        (
+            {"strategy": {"_target_": "x.FSDPStrategy"}},
+            0,
+            "FSDPStrategy runs on GPUs alone, and this machine has none",
+        ),
+        (
+            {"strategy": {"_target_": "x.DeepSpeedStrategy"}, "accelerator": "cpu"},
+            1,
+            "trainer.accelerator is cpu",
+        ),
+        ({"accelerator": "gpu"}, 0, "torch sees no GPU on this machine; here runs trainer=cpu, or"),
+        (
+            {"accelerator": "gpu", "devices": 8},
+            2,
+            "trainer.devices=8: found 2 GPUs here; set it to at most 2",
+        ),
+    ],
+)
+def test_what_a_machine_lacks_is_said_with_what_runs(node, gpus, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(LibrobotError, match=message):
+        check_machine(node)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_machine({"accelerator": "cpu", "devices": 2, "strategy": {"_target_": "x.DDPStrategy"}})
