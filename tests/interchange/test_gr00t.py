@@ -15,13 +15,13 @@ from librobot.policy import Policy
 from librobot.types import Dim, RobotSpec
 
 GROUPS = {
-    "state": {"arm": slice(0, 4), "gripper": slice(4, 5)},
+    "state": {"arm": slice(0, 2), "wrist": slice(2, 4), "gripper": slice(4, 5)},
     "action": {"arm": slice(0, 2), "gripper": slice(2, 3)},
 }
 ROBOT = RobotSpec(
     name="new_embodiment",
     cameras=tiny_models.SPEC.cameras,
-    state=tuple(Dim(n) for n in ("arm_0", "arm_1", "arm_2", "arm_3", "gripper")),
+    state=tuple(Dim(n) for n in ("arm_0", "arm_1", "wrist_0", "wrist_1", "gripper")),
     action=tuple(Dim(n) for n in ("arm_0", "arm_1", "gripper")),
     control_hz=15.0,
 )  # fmt: skip
@@ -124,7 +124,7 @@ def n17(tmp_path):
         "modality_configs": {
             "new_embodiment": {
                 "video": {"modality_keys": ["wrist", "front"], "delta_indices": [0]},
-                "state": {"modality_keys": ["arm", "gripper"]},
+                "state": {"modality_keys": ["arm", "wrist", "gripper"]},
                 "action": {"modality_keys": ["arm", "gripper"], "delta_indices": list(range(4))},
             }
         },
@@ -197,6 +197,99 @@ def test_n17(n17, tmp_path):
     same(framework, Policy.from_checkpoint(output, device="cpu").framework)
 
 
+STEPS = {"min": [[-1.0, -2.0], [-2.0, -6.0]], "max": [[1.0, 2.0], [4.0, 2.0]]}
+"""Of two steps of the arm's relative actions; the four that follow share the second's."""
+
+
+def relative(found, **how):
+    """The arm's actions as changes of the wrist's state."""
+    kwargs = found["processor_kwargs"]
+    kwargs["use_relative_action"] = True
+    kwargs["modality_configs"]["new_embodiment"]["action"]["action_configs"] = [
+        {"rep": "RELATIVE", "type": "NON_EEF", "format": "DEFAULT", "state_key": "wrist"} | how,
+        {"rep": "ABSOLUTE", "type": "NON_EEF", "format": "DEFAULT", "state_key": None},
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def relative_n17(n17):
+    _, folder, options = n17
+    edited(folder / "processor" / "processor_config.json", relative)
+    edited(
+        folder / "processor" / "statistics.json",
+        lambda found: found["new_embodiment"].update(relative_action={"arm": STEPS}),
+    )
+    return folder, options
+
+
+@pytest.mark.filterwarnings("ignore:robot 'new_embodiment' was trained on")
+def test_relative_actions_by_hand(relative_n17, tmp_path):
+    """Wrist at (10, 20): targets (10.5, 22), then (13, 14) are (0.5, 2) and (3, -6) from there."""
+    folder, options = relative_n17
+    imported = import_checkpoint(folder, tmp_path / "out.ckpt", options)[1]
+    seen = imported.robots.representation
+    state = torch.tensor([[1.0, 2.0, 10.0, 20.0, 5.0]])
+    actions = torch.tensor([[[10.5, 22.0, 1.0]] + [[13.0, 14.0, 4.0]] * 5])
+    changes = seen.encode(actions, state)
+    assert torch.equal(changes, torch.tensor([[[0.5, 2.0, 1.0]] + [[3.0, -6.0, 4.0]] * 5]))
+    # The gripper's quantiles are 1 - 3 and 1 + 3 throughout.
+    normalized = torch.tensor([[[0.5, 1.0, 0.0]] + [[2 / 3, -1.0, 1.0]] * 5])
+    torch.testing.assert_close(imported.normalizer.normalize("action", changes), normalized)
+    torch.testing.assert_close(
+        seen.decode(imported.normalizer.unnormalize("action", normalized), state), actions
+    )
+
+
+@pytest.mark.filterwarnings("ignore:robot 'new_embodiment' was trained on")
+def test_relative_actions_as_lerobot_sees_them(relative_n17, tmp_path):
+    pytest.importorskip("lerobot")
+    from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep, GrootN17PackInputsStep
+    from lerobot.processor import TransitionKey
+
+    folder, options = relative_n17
+    edited(
+        folder / "processor" / "processor_config.json",
+        lambda found: found["processor_kwargs"].update(clip_outliers=True),
+    )
+    output, imported = import_checkpoint(folder, tmp_path / "out.ckpt", options)
+    known = json.loads((folder / "processor" / "statistics.json").read_text())["new_embodiment"]
+    known["relative_action"]["arm"] = {
+        name: [*rows, *[rows[-1]] * (tiny_models.HORIZON - 2)] for name, rows in STEPS.items()
+    }
+    groups = json.loads((folder / "processor" / "processor_config.json").read_text())
+    groups = groups["processor_kwargs"]["modality_configs"]["new_embodiment"]
+    groups["action"].pop("delta_indices")
+    pack = GrootN17PackInputsStep(
+        action_horizon=tiny_models.HORIZON, valid_action_horizon=tiny_models.HORIZON, max_state_dim=8,
+        max_action_dim=8, raw_stats=known, modality_config=groups, use_percentiles=True,
+    )  # fmt: skip
+    policy = Policy.from_checkpoint(output, device="cpu")
+    framework, batch = policy.framework, tiny_models.batch()
+    state = batch.observation.state[:, -1]
+    made = pack(
+        {
+            TransitionKey.OBSERVATION: {"observation.state": state},
+            TransitionKey.ACTION: batch.actions.clone(),
+            TransitionKey.COMPLEMENTARY_DATA: {"task": batch.observation.prompt},
+        }
+    )
+    seen = framework.robots.representation
+    batch.actions = seen.encode(batch.actions, state)
+    found = framework.clipped("action", framework.normalized_actions(batch))
+    torch.testing.assert_close(found, made[TransitionKey.ACTION][..., :3], rtol=1e-5, atol=1e-5)
+
+    predicted = 1.5 * torch.randn(4, tiny_models.HORIZON, 3)
+    decode = GrootN17ActionDecodeStep(
+        env_action_dim=3, raw_stats=known, modality_config=groups, use_percentiles=True,
+        use_relative_action=True, pack_step=pack,
+    )  # fmt: skip
+    expected = decode({TransitionKey.ACTION: predicted})[TransitionKey.ACTION]
+    decoded = framework.physical_actions(framework.clipped("action", predicted), batch.observation)
+    torch.testing.assert_close(seen.decode(decoded, state), expected, rtol=1e-5, atol=1e-5)
+
+    assert policy.spec.action == imported.robots.own_union.action == ROBOT.action
+
+
 def edited(path, change):
     found = json.loads(path.read_text())
     change(found)
@@ -210,17 +303,16 @@ def test_what_does_not_fit_is_named(n17, tmp_path):
     with pytest.raises(LibrobotError, match=r"does not know robot 'gr1'; .*new_embodiment"):
         import_checkpoint(folder, out, ImportOptions(tokenizer=options.tokenizer, embodiment="gr1"))
 
-    def relative(found):
-        kwargs = found["processor_kwargs"]
-        kwargs["use_relative_action"] = True
-        kwargs["modality_configs"]["new_embodiment"]["action"]["action_configs"] = [
-            {"rep": "RELATIVE"}, {"rep": "ABSOLUTE"}
-        ]  # fmt: skip
-
     processor = folder / "processor" / "processor_config.json"
     before = processor.read_text()
+    edited(processor, lambda found: relative(found, type="EEF", format="XYZ_ROT6D"))
+    with pytest.raises(LibrobotError, match="must be absolute, or relative and no end effector's pose"):
+        import_checkpoint(folder, out, options)
+    edited(processor, lambda found: relative(found, type="NON_EEF", state_key="gripper"))
+    with pytest.raises(LibrobotError, match=r"must have as many dimensions, found \(2,\) and \(1,\)"):
+        import_checkpoint(folder, out, options)
     edited(processor, relative)
-    with pytest.raises(LibrobotError, match="actions 'arm' of robot 'new_embodiment' are relative"):
+    with pytest.raises(LibrobotError, match=r"expected relative_action\.arm, and 'relative_action' is not"):
         import_checkpoint(folder, out, options)
     processor.write_text(before)
 

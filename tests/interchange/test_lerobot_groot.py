@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import tiny_models
-from librobot.errors import LibrobotError
 from librobot.interchange.base import ImportOptions, import_checkpoint
 from librobot.interchange.gr00t_weights import weight_map
 from librobot.policy import Policy
@@ -57,6 +56,7 @@ def written(tmp_path, monkeypatch):
         picture_crop=0.75,
         normalization={"state": "min_max", "action": "min_max"},
         clip_normalized=True,
+        step_statistics=False,
     ).eval()
     backbone, base = tmp_path / "backbone", tmp_path / "base"
     for folder, files in (
@@ -124,9 +124,15 @@ def test_a_written_folder(written, tmp_path):
             torch.testing.assert_close(found, expected)
 
 
-def test_relative_actions_are_refused(written, tmp_path):
+def test_relative_actions_of_all_but_the_gripper(written, tmp_path):
+    """lerobot's plain step, with the statistics that the checkpoint has."""
     _, folder, options = written
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"use_relative_actions": True}))
-    with pytest.raises(LibrobotError, match="actions are relative to the state"):
-        import_checkpoint(folder, tmp_path / "out.ckpt", options)
+    path = folder / "policy_preprocessor.json"
+    found = json.loads(path.read_text())
+    plain = {"enabled": True, "exclude_joints": ["action_2"], "action_names": None}
+    found["steps"].insert(2, {"registry_name": "relative_actions_processor", "config": plain})
+    path.write_text(json.dumps(found))
+    imported = import_checkpoint(folder, tmp_path / "out.ckpt", options)[1]
+    actions, state = torch.ones(1, tiny_models.HORIZON, 3), torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]])
+    changes = imported.robots.representation.encode(actions, state)
+    assert changes[0, 0].tolist() == [0.0, -1.0, 1.0]

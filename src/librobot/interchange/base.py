@@ -28,19 +28,25 @@ from librobot.normalize import Statistics
 from librobot.training.checkpoints import AtomicCheckpointIO
 from librobot.types import RobotSpec
 
+NARROWEST = 1e-8
+"""Of a published dimension's spread: below it, all its values are one."""
+
 
 @dataclass(frozen=True)
 class ImportOptions:
     """What a published folder does not say, or says of several robots.
 
     `tokenizer` is a folder or a name of the model hub, `control_hz` the robot's rate in 1/s, `robot` its
-    name, `embodiment` which of the checkpoint's robots is wanted (None: its only one, or all).
+    name, `embodiment` which of the checkpoint's robots is wanted (None: its only one, or all). `horizon` is
+    the number of actions in a chunk and `cameras` their names in the model's order, where no file holds them.
     """
 
     tokenizer: str | None = None
     control_hz: float = 30.0
     robot: str | None = None
     embodiment: str | None = None
+    horizon: int | None = None
+    cameras: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,23 @@ def import_checkpoint(
     """Write the published checkpoint in `folder` as a librobot checkpoint; returns the file and the policy.
 
     Raises LibrobotError where no layout is known for the folder, where a tensor is missing, of another shape
-    or left over (with its name), and where `output` exists.
+    or left over (with its name), where an option says what the checkpoint contradicts, and where `output`
+    exists.
     """
     folder, output = Path(folder), Path(output)
     if output.exists():
         raise LibrobotError(f"{output}: expected a new file, found one; name another, or remove it")
     layout = layout_of(folder)
-    framework = assemble(layout.read(folder, options or ImportOptions()), folder)
+    options = options or ImportOptions()
+    framework = assemble(layout.read(folder, options), folder)
+    for name, wanted, found in (
+        ("horizon", options.horizon, framework.horizon),
+        ("cameras", options.cameras, framework.spec.camera_names),
+    ):
+        if wanted is not None and wanted != found:
+            raise LibrobotError(
+                f"{folder}: its own {name} are {found}, and --{name} says {wanted}; leave it out"
+            )
     contents: dict[str, Any] = {"state_dict": framework.state_dict()}
     framework.on_save_checkpoint(contents)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +133,7 @@ def assemble(imported: Imported, place: Path) -> Framework:
     statistics = {
         name: value for name, value in framework.state_dict().items() if name.startswith("normalizer.")
     }
+    framework.normalizer.minimum_spread = NARROWEST  # what the weights have learned, however narrow
     try:
         framework.load_weights({**imported.weights, **statistics})
         framework.normalizer.fit(imported.statistics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,19 @@ def read_json(path: Path) -> dict[str, Any]:
         raise LibrobotError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(found, dict):
         raise LibrobotError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def member(content: Mapping[str, Any], keys: Sequence[str], place: Path) -> Any:
+    """What stands under `keys`, one inside the other. Raises LibrobotError where one is missing."""
+    found: Any = content
+    for key in keys:
+        if not isinstance(found, Mapping) or key not in found:
+            raise LibrobotError(
+                f"{place}: expected {'.'.join(keys)}, and {key!r} is not there; found "
+                f"{', '.join(found) if isinstance(found, Mapping) else type(found).__name__}"
+            )
+        found = found[key]
     return found
 
 

@@ -21,6 +21,13 @@ from librobot.errors import LibrobotError, nearest
 from librobot.interchange import gr00t_config as configs
 from librobot.interchange.base import Imported, ImportOptions
 from librobot.interchange.files import read_json, read_tensors
+from librobot.interchange.gr00t_actions import (
+    dim_names,
+    joined,
+    relative_groups,
+    representation,
+    seen_actions,
+)
 from librobot.interchange.gr00t_weights import EAGLE, QWEN, weight_map, with_tied
 from librobot.normalize import Statistics
 from librobot.types import Camera, Dim, RobotSpec
@@ -69,7 +76,7 @@ def read_n15(folder: Path, config: Mapping[str, Any], options: ImportOptions) ->
             )
         )
         statistics.append(
-            {k: joined(robot["statistics"][k], robot["statistics"][k]) for k in ("state", "action")}
+            {k: joined(robot["statistics"], k, robot["statistics"][k], place) for k in ("state", "action")}
         )
         if tag not in SLOTS_N15:
             raise LibrobotError(
@@ -94,15 +101,24 @@ def read_n17(folder: Path, config: Mapping[str, Any], options: ImportOptions) ->
     robots: list[RobotSpec] = []
     statistics: list[Statistics] = []
     slots: list[int] = []
+    seen: dict[str, list[dict[str, Any]]] = {}
     for tag in chosen(known, options, beside / "statistics.json"):
         own, groups = known[tag], processor["modality_configs"][tag]
         state, action = groups["state"]["modality_keys"], groups["action"]["modality_keys"]
-        absolute(tag, groups["action"], processor, beside)
+        relative: Mapping[str, str] = {}
+        if processor.get("use_relative_action", False):
+            relative = relative_groups(tag, groups["action"], own, beside)
         cameras = [(name, *side) for name in groups["video"]["modality_keys"]]
         robots.append(spec(tag, options, cameras, own, state, action))
-        statistics.append({"state": joined(own["state"], state), "action": joined(own["action"], action)})
-        slots.append(slot_of[tag])
+        seen[tag] = seen_actions(relative, own, robots[-1], state=state, action=action)
         useful, horizon = len(groups["action"].get("delta_indices", [])), values["framework.horizon"]
+        statistics.append(
+            {
+                "state": joined(own, "state", state, beside),
+                "action": joined(own, "action", action, beside, relative=list(relative), steps=horizon),
+            }
+        )
+        slots.append(slot_of[tag])
         if 0 < useful < horizon:
             warnings.warn(
                 f"robot {tag!r} was trained on the first {useful} of {horizon} actions of a chunk: execute "
@@ -111,6 +127,8 @@ def read_n17(folder: Path, config: Mapping[str, Any], options: ImportOptions) ->
             )
     mode = "quantile" if processor.get("use_percentiles") else "min_max"
     values |= {
+        "actions": representation(seen, robots, beside),
+        "framework.step_statistics": any(seen.values()),
         "framework.normalization": {"state": mode, "action": mode},
         "framework.clip_normalized": processor.get("clip_outliers", True),
         "framework.formalize_language": processor.get("formalize_language", True),
@@ -160,29 +178,6 @@ def chosen(known: Mapping[str, Any], options: ImportOptions, place: Path) -> lis
     return [options.embodiment]
 
 
-def absolute(tag: str, action: Mapping[str, Any], processor: Mapping[str, Any], place: Path) -> None:
-    """Raises LibrobotError where actions are relative to the state, for which librobot has no option."""
-    if not processor.get("use_relative_action", False):
-        return
-    for name, how in zip(action["modality_keys"], action.get("action_configs") or [], strict=False):
-        if str(how.get("rep", "")).lower().endswith("relative"):
-            raise LibrobotError(
-                f"{place}: actions {name!r} of robot {tag!r} are relative to the state, which librobot's "
-                f"groot does not read; choose a robot with absolute ones by --embodiment NAME"
-            )
-
-
-def joined(statistics: Mapping[str, Mapping[str, Any]], groups: Iterable[str]) -> dict[str, np.ndarray]:
-    """The groups' statistics as one vector each."""
-    names = ("mean", "std", "min", "max", "q01", "q99")
-    parts = [statistics[group] for group in groups]
-    return {
-        name: np.concatenate([np.asarray(part[name], dtype=np.float64).reshape(-1) for part in parts])
-        for name in names
-        if parts and all(name in part for part in parts)
-    }
-
-
 def spec(
     tag: str,
     options: ImportOptions,
@@ -194,7 +189,7 @@ def spec(
 ) -> RobotSpec:
     def dims(key: str, groups: Iterable[str]) -> tuple[Dim, ...]:
         sizes = [(group, np.size(statistics[key][group]["mean"])) for group in groups]
-        return tuple(Dim(f"{group}_{i}" if n > 1 else group) for group, n in sizes for i in range(n))
+        return tuple(Dim(name) for group, n in sizes for name in dim_names(group, n))
 
     known = [float(rate) for rate in rates if rate]
     return RobotSpec(
