@@ -212,6 +212,16 @@ def test_an_interrupted_conversion_goes_on(
     assert_same(OPEN[to](whole), source)
 
 
+def test_raw_frames_of_one_choice_are_not_those_of_another(tmp_path: Path, source: Source) -> None:
+    zarr_folder = convert(source, tmp_path / "z", "zarr", show=False)
+    shards = convert(source, tmp_path / "w", "webdataset", show=False)
+    for kind, folder in ((ZarrSource, zarr_folder), (WebDatasetSource, shards)):
+        for camera in ("front", "wrist"):
+            kept = kind(folder, pictures={"c": camera}, image_size=(8, 8), cache="memmap")
+            read = kind(folder, pictures={"c": camera}, image_size=(8, 8))
+            np.testing.assert_array_equal(kept.images(np.arange(14))["c"], read.images(np.arange(14))["c"])
+
+
 def test_other_tools_read_what_is_written(tmp_path: Path, source: Source) -> None:
     rows = np.arange(14)
     root = zarr.open_group(str(convert(source, tmp_path / "z.zarr", "zarr", show=False)), mode="r")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from lerobot_written import write_with_lerobot
 from synthetic import make_episode
 from test_lerobot_v2 import write_v21
 
@@ -103,6 +104,15 @@ def test_version_2_becomes_3(tmp_path: Path, spec: RobotSpec, episodes: list[dic
     assert_episodes(root, [(old, 0), (old, 2), (old, 3)])
     table = pq.read_table(root / "meta/episodes")
     assert np.shape(table["stats/observation.images.front/q50"].to_pylist()) == (3, 3, 1, 1)
+
+
+@pytest.mark.slow
+def test_what_lerobot_recorded_as_video_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its default encoding, AV1 with a keyframe every second frame: no frame is encoded again."""
+    theirs = LeRobotSource(write_with_lerobot(tmp_path / "theirs", 64, 96, (7, 12, 9, 5), video=True))
+    monkeypatch.setattr(copying, "encode_video", lambda *_: pytest.fail("encoded"))
+    root = write_parts(filtered(theirs, episodes="3,1,2"), tmp_path / "ours", show=False)
+    assert_episodes(root, [(theirs, 1), (theirs, 2), (theirs, 3)])
 
 
 def test_an_episode_that_cannot_be_copied_is_encoded(

@@ -221,3 +221,14 @@ def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
             McapSource(tmp_path, action=action, pictures={})
     with pytest.raises(LibrobotError, match=r"encoding '16UC1' are not read"):
         McapSource(tmp_path, action=ACTION, pictures={"depth": "/cam"}, max_age=None)
+
+
+def test_raw_frames_of_one_choice_are_not_those_of_another(tmp_path: Path) -> None:
+    """Both have as many pictures of one size, of the same file."""
+    write_bag(tmp_path / "a.mcap", recording(1.0))
+    common: dict[str, Any] = {"action": ACTION, "image_size": [8, 8]}
+    for pictures in ({"c": "/cameras/top/image_raw"}, {"c": "/wrist/image_raw/compressed"}):
+        kept = McapSource(tmp_path, **common, pictures=pictures, cache="memmap")
+        read = McapSource(tmp_path, **common, pictures=pictures)
+        rows = np.arange(int(kept.episode_lengths[0]))
+        np.testing.assert_array_equal(kept.images(rows)["c"], read.images(rows)["c"])

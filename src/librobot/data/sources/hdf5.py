@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from librobot.data.sources.base import CacheMode, OnError
+from librobot.data.sources.base import Cache, OnError
 from librobot.data.sources.hdf5_files import Hdf5Column, attribute, groups, natural, open_hdf5, stored_spec
 from librobot.data.sources.hdf5_layouts import Layout, read_layout
 from librobot.data.sources.stored import Episodes, StoredSource, join_prompts, read_each
@@ -54,7 +54,7 @@ class Hdf5Source(StoredSource):
         layout: str | Mapping[str, Any] = "robomimic",
         cameras: Sequence[str] | None = None,
         image_size: Sequence[int] | None = None,
-        cache: CacheMode = "none",
+        cache: Cache = "none",
         cache_dir: str | Path | None = None,
         prompt: str | None = None,
         filter_key: str | None = None,
@@ -90,6 +90,10 @@ class Hdf5Source(StoredSource):
             control_hz=control_hz or spec.control_hz,
         )
         files = [episode.path for episode in found]
+        columns = {
+            name: Hdf5Column(files, [episode.cameras[name][0] for episode in found], lengths, rotate)
+            for name in first.cameras
+        }
         super().__init__(
             Episodes(
                 root=root,
@@ -99,10 +103,7 @@ class Hdf5Source(StoredSource):
                 actions=np.concatenate([episode.action for episode in found]),
                 prompts=prompts,
                 prompt_of_row=prompt_of_row,
-                columns={
-                    name: Hdf5Column(files, [episode.cameras[name][0] for episode in found], lengths, rotate)
-                    for name in first.cameras
-                },
+                columns=columns,
                 files=sorted(set(files)),
                 places=[episode.place for episode in found],
                 provenance={"format": "hdf5"},
@@ -112,6 +113,7 @@ class Hdf5Source(StoredSource):
             image_size=image_size,
             cache=cache,
             cache_dir=cache_dir,
+            described=[{name: column.datasets for name, column in columns.items()}, rotate],
             on_error=on_error,
         )
 

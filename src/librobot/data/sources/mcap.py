@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from librobot.data.sources.base import CacheMode, OnError
+from librobot.data.sources.base import Cache, OnError
 from librobot.data.sources.hdf5_files import natural
 from librobot.data.sources.mcap_bags import Bag, BagReader, TopicTerm
 from librobot.data.sources.mcap_files import McapColumn, McapFile, Wanted
@@ -50,7 +50,7 @@ class McapSource(StoredSource):
         stamps: Literal["log", "header"] = "log",
         cameras: Sequence[str] | None = None,
         image_size: Sequence[int] | None = None,
-        cache: CacheMode = "none",
+        cache: Cache = "none",
         cache_dir: str | Path | None = None,
         robot: str = "unknown",
         on_error: OnError = "raise",
@@ -116,6 +116,7 @@ class McapSource(StoredSource):
             image_size=image_size,
             cache=cache,
             cache_dir=cache_dir,
+            described=[asdict(wanted), dict(pictures), [asdict(t) for t in terms], control_hz, max_age],
             on_error=on_error,
         )
 

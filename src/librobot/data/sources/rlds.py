@@ -15,7 +15,7 @@ from librobot.data.files import locked
 from librobot.data.frame_cache import file_fingerprint
 from librobot.data.images import decode_image
 from librobot.data.rlds_export import PROGRESS
-from librobot.data.sources.base import CacheMode, OnError
+from librobot.data.sources.base import Cache, OnError
 from librobot.data.sources.stored import Episodes, StoredSource, default_cache_dir
 from librobot.data.standardise import compose
 from librobot.data.tensorflow_process import run_with_tensorflow
@@ -55,7 +55,7 @@ class RldsSource(StoredSource):
         drop_last: int = 0,
         cameras: Sequence[str] | None = None,
         image_size: Sequence[int] | None = None,
-        cache: CacheMode = "none",
+        cache: Cache = "none",
         cache_dir: str | Path | None = None,
         export_dir: str | Path | None = None,
         robot: str | None = None,
@@ -83,12 +83,12 @@ class RldsSource(StoredSource):
             unread = [f"{name} ({why})" for name, why in content["left_out"].items()]
             note = f". Left out of the dataset: {', '.join(unread)}" if unread else ""
             raise LibrobotError(f"{error}{note}") from error
-        described = _described(root)
-        if described is not None:
-            state_dims = list(described.state) if len(described.state) == len(state_dims) else state_dims
-            action_dims = list(described.action) if len(described.action) == len(action_dims) else action_dims
+        written = _described(root)
+        if written is not None:
+            state_dims = list(written.state) if len(written.state) == len(state_dims) else state_dims
+            action_dims = list(written.action) if len(written.action) == len(action_dims) else action_dims
             if pictures is None:
-                pictures = {name: f"observation/{name}" for name in described.camera_names}
+                pictures = {name: f"observation/{name}" for name in written.camera_names}
         kept, kept_lengths = _kept(lengths, drop_first, drop_last, root)
         columns, cameras_found = {}, []
         for name, column in self._columns_of(folder, root, known, pictures).items():
@@ -101,11 +101,11 @@ class RldsSource(StoredSource):
             Episodes(
                 root=root,
                 spec=RobotSpec(
-                    name=robot or (described.name if described else content["name"]),
+                    name=robot or (written.name if written else content["name"]),
                     cameras=tuple(cameras_found),
                     state=tuple(state_dims),
                     action=tuple(action_dims),
-                    control_hz=control_hz or (described.control_hz if described else 10.0),
+                    control_hz=control_hz or (written.control_hz if written else 10.0),
                 ),
                 lengths=kept_lengths,
                 states=states[kept],
@@ -121,6 +121,7 @@ class RldsSource(StoredSource):
             image_size=image_size,
             cache=cache,
             cache_dir=cache_dir,
+            described=[pictures, drop_first, drop_last],
             on_error=on_error,
         )
 

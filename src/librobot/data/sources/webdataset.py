@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from librobot.data.scans import scanned
-from librobot.data.sources.base import CacheMode, OnError
+from librobot.data.sources.base import Cache, OnError
 from librobot.data.sources.hdf5_files import natural
 from librobot.data.sources.stored import Column, Episodes, StoredSource, read_each
 from librobot.data.sources.tar_shards import Members, TarColumn, picture_name, scan_shard
@@ -64,7 +64,7 @@ class WebDatasetSource(StoredSource):
         pictures: Mapping[str, str] | None = None,
         cameras: Sequence[str] | None = None,
         image_size: Sequence[int] | None = None,
-        cache: CacheMode = "none",
+        cache: Cache = "none",
         cache_dir: str | Path | None = None,
         robot: str | None = None,
         control_hz: float | None = None,
@@ -91,9 +91,10 @@ class WebDatasetSource(StoredSource):
         def joined(name: str) -> np.ndarray:
             return np.concatenate([scans[shard][name][rows] for shard, rows in parts])
 
+        pictures = _pictures(root, pictures, _cameras(first), described)
         columns: dict[str, Column] = {
             camera: TarColumn(paths, shard_of_row, joined(f"places/{stem}"))
-            for camera, stem in _pictures(root, pictures, _cameras(first), described).items()
+            for camera, stem in pictures.items()
         }
         texts = np.concatenate(
             [scans[shard]["prompts"][scans[shard]["prompt_of_row"][rows]] for shard, rows in parts]
@@ -129,6 +130,7 @@ class WebDatasetSource(StoredSource):
             image_size=image_size,
             cache=cache,
             cache_dir=cache_dir,
+            described=[pictures, asdict(wanted)],
             on_error=on_error,
         )
 

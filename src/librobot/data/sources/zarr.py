@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from librobot.data.sources.base import CacheMode, OnError
+from librobot.data.sources.base import Cache, OnError
 from librobot.data.sources.stored import Column, Episodes, StoredSource, join_prompts
 from librobot.data.sources.zarr_files import ZarrArray, ZarrStore
 from librobot.errors import LibrobotError, nearest
@@ -43,7 +43,7 @@ class ZarrSource(StoredSource):
         pictures: Mapping[str, str] | None = None,
         cameras: Sequence[str] | None = None,
         image_size: Sequence[int] | None = None,
-        cache: CacheMode = "none",
+        cache: Cache = "none",
         cache_dir: str | Path | None = None,
         prompt: str | None = None,
         robot: str | None = None,
@@ -107,6 +107,7 @@ class ZarrSource(StoredSource):
             image_size=image_size,
             cache=cache,
             cache_dir=cache_dir,
+            described=dict(pictures),
             on_error=on_error,
         )
 
