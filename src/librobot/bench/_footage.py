@@ -1,4 +1,4 @@
-"""A dataset as a robot's cameras record it: two views with texture, motion and sensor noise, AV1 as lerobot encodes.
+"""A dataset as a robot's cameras record it: texture, motion and sensor noise, in AV1 as lerobot encodes it.
 
 Neither flat colours nor pure noise, which would make a decoder's work too small or too large: surfaces have
 1/f texture, the arm and the objects move over them, the second camera moves with the wrist, and every pixel
@@ -23,7 +23,7 @@ NOISE = 2.0
 
 
 def write_footage(root: Path, *, episodes: int, length: int, height: int = 480, width: int = 640) -> None:
-    """Write `episodes` of `length` frames with cameras `top` and `wrist` into `root`, a LeRobotDataset v3.0."""
+    """Write `episodes` of `length` frames with cameras `top` and `wrist` into `root`, a LeRobotDataset."""
     dims = tuple(Dim(f"joint_{i}", "rad", "joint") for i in range(JOINTS))
     cameras = (Camera("top", height, width), Camera("wrist", height, width))
     spec = RobotSpec("bench", cameras, dims, dims, float(FPS))
@@ -90,3 +90,12 @@ def texture(generator: np.random.Generator, height: int, width: int) -> UInt8[np
     gray *= 40 / gray.std()
     colour, tint = generator.uniform(60, 190, 3), generator.uniform(0.7, 1.3, 3)
     return (colour + gray[..., None] * tint).clip(0, 255).astype(np.uint8)
+
+
+def write_tables(root: Path, *, episodes: int, length: int) -> None:
+    """The same without cameras: states and actions alone."""
+    dims = tuple(Dim(f"joint_{i}", "rad", "joint") for i in range(JOINTS))
+    with LeRobotWriter(root, RobotSpec("bench", (), dims, dims, float(FPS)), fps=FPS) as writer:
+        for episode in range(episodes):
+            state = motion(np.random.default_rng([episode, 7]), length)
+            writer.add_episode(images={}, state=state, action=state, task=TASKS[episode % len(TASKS)])
