@@ -137,9 +137,10 @@ def test_pairs_are_learned_beside_actions_in_training_alone(pairs_file):
     assert framework.eval().compute_loss(data)[1] == {}
     optimizer = torch.optim.Adam(framework.parameters(), lr=3e-3)
     framework.train()
+    learning = framework.co_training
     for _ in range(40):
         optimizer.zero_grad()
-        spoken = framework.vision_language_loss(framework.pairs, 8)
+        spoken = learning.answering(learning.pairs.draw(8, (24, 32)), data.actions.device)
         spoken.backward()
         optimizer.step()
     framework.eval()

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from librobot.data.augmentations.base import Augmentation, Learning, Rewriting, named_seed
 from librobot.data.block_order import BlockOrder
+from librobot.data.buckets import LengthBuckets
 from librobot.data.mixture_order import MixtureOrder
 from librobot.data.sampler import EpochSampler, ResumableLoader, whole_batch
 from librobot.data.seen_actions import robots_of, seen_chunks, seen_statistics
@@ -27,11 +28,17 @@ from librobot.data.sources.base import (
     Source,
     SourceFactory,
 )
+from librobot.data.step_order import StepOrder
 from librobot.data.windows import Processor, WindowDataset, Windows
 from librobot.errors import LibrobotError
 from librobot.representation import Representation
 from librobot.types import Batch, RobotSpec
 
+TokenLengths = Callable[[Sequence[str], torch.Tensor, torch.Tensor], np.ndarray]
+"""(prompts, states (n, t, s), chunks (n, k, a)) -> tokens of each sample's prompt and answer, (n, 2)."""
+MakeOrder = Callable[[Source, np.ndarray, int, int], StepOrder]
+"""(source, row of each sample, seed, samples of a batch of all devices) -> the order of training."""
+LENGTHS_AT_ONCE = 4096
 ALONE = {"rank": 0, "num_replicas": 1}
 
 
@@ -46,6 +53,7 @@ class DataModule(lightning.LightningDataModule):
     device, in training only; then `augmentations`, in their order. drop_last: leave an incomplete training
     batch out. prefetch_factor: batches that each worker prepares. order: "shuffle", or "blocks" of
     `block_frames` neighbouring frames, which come into one batch and share their decoding (`BlockOrder`).
+    bucket: of so many batches samples of like length, in tokens, come together (`LengthBuckets`); 0: none.
 
     `configure` must be called before the loaders are asked for.
     """
@@ -70,8 +78,11 @@ class DataModule(lightning.LightningDataModule):
         drop_last: bool = True,
         order: Literal["shuffle", "blocks"] = "shuffle",
         block_frames: int = 2,
+        bucket: int = 0,
     ) -> None:
         super().__init__()
+        if bucket < 0:
+            raise ValueError(f"bucket must be at least 0, found {bucket}")
         if order not in ("shuffle", "blocks"):
             raise ValueError(f"order must be shuffle or blocks, found {order!r}")
         if order == "blocks" and batch_size % block_frames:
@@ -111,6 +122,9 @@ class DataModule(lightning.LightningDataModule):
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         self.on_error = on_error
         self.skipped = 0  # training samples that could not be read and were replaced
+        self.bucket = bucket
+        self._token_lengths: TokenLengths | None = None
+        self.make_order: MakeOrder | None = None  # a curriculum's, in place of the mixture's or the shuffle
         self._source: Source | None = None
         self._windows: dict[str, int] | None = None
         self._representation: Representation | None = None
@@ -150,12 +164,13 @@ class DataModule(lightning.LightningDataModule):
         make_processor: Callable[[], Processor | None] = lambda: None,
         goals: bool = False,
         representation: Representation | None = None,
+        token_lengths: TokenLengths | None = None,
     ) -> None:
         """What the framework needs: `horizon` actions from `action_offset` steps after the current one on,
         `obs_steps` observations, and its processor, which runs in the data workers and is made when they
         start (None leaves `Observation.inputs` empty). `goals` asks for goal pictures. `representation` is
-        how the policy sees actions; None: as they are. Raises LibrobotError where that needs another start
-        of the chunks."""
+        how the policy sees actions; None: as they are. `token_lengths` is for `bucket`. Raises
+        LibrobotError where the representation needs another start of the chunks."""
         if representation is not None and representation.sees_deltas and action_offset:
             raise LibrobotError(
                 f"actions: frame=delta starts at the current step, and this framework's chunks start "
@@ -163,6 +178,7 @@ class DataModule(lightning.LightningDataModule):
             )
         self._windows = {"horizon": horizon, "obs_steps": obs_steps, "action_offset": action_offset}
         self._representation = representation
+        self._token_lengths = token_lengths
         self._make_processor = make_processor
         self._goals = goals
 
@@ -295,8 +311,11 @@ class DataModule(lightning.LightningDataModule):
         place = {"rank": trainer.global_rank, "num_replicas": trainer.world_size} if trainer else ALONE
         # Processes that share their samples (tensor parallelism) count once.
         place = getattr(getattr(trainer, "strategy", None), "distributed_sampler_kwargs", None) or place
-        order: MixtureOrder | BlockOrder | None = None
-        if shuffle and isinstance(self.source, Mixture):
+        order: MixtureOrder | BlockOrder | StepOrder | None = None
+        if shuffle and self.make_order is not None:
+            stretch = self.batch_size * place["num_replicas"]
+            order = self.make_order(self.source, windows.rows, self.seed, stretch)
+        elif shuffle and isinstance(self.source, Mixture):
             if self.order != "shuffle":
                 raise LibrobotError(f"data.order={self.order} is for one dataset; a mixture is shuffled")
             owners = self.source.dataset(windows.rows)
@@ -304,18 +323,44 @@ class DataModule(lightning.LightningDataModule):
             order = MixtureOrder(groups, self.source.shares, seed=self.seed, names=self.source.names)
         elif shuffle and self.order == "blocks":
             order = BlockOrder(windows.episode_of_sample, self.block_frames, seed=self.seed)
+        arranged = order.indices if order is not None else None
+        if shuffle and self.bucket:
+            arranged = self._bucketed(arranged, windows, self.batch_size * place["num_replicas"])
         sampler = EpochSampler(
-            len(order) if isinstance(order, MixtureOrder) else len(dataset),
+            len(dataset) if order is None or isinstance(order, BlockOrder) else len(order),
             self.batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
             seed=self.seed,
             rank=place["rank"],
             world_size=place["num_replicas"],
-            order=order.indices if order is not None else None,
+            order=arranged,
             order_name=f"blocks of {self.block_frames}" if isinstance(order, BlockOrder) else "shuffle",
         )
         return dataset, sampler
+
+    def _bucketed(self, order: Callable[[int], np.ndarray] | None, windows: Windows, batch: int) -> Any:
+        """The order with samples of like length beside each other."""
+        measure = self._token_lengths
+        if measure is None:
+            raise LibrobotError(
+                "data.bucket puts samples of like length together, and this framework writes no tokens; set "
+                "data.bucket=0, or take framework=pi0_fast, openvla or rt2"
+            )
+        if self.make_order is not None:
+            raise LibrobotError("data.bucket: a curriculum decides about each batch; set it to 0")
+        parts = []
+        for start in range(0, len(windows), LENGTHS_AT_ONCE):
+            samples = np.arange(start, min(start + LENGTHS_AT_ONCE, len(windows)))
+            rows = windows.rows[samples]
+            seen = windows.observation_rows(samples)
+            state = torch.from_numpy(self.source.states(seen.reshape(-1))).unflatten(0, seen.shape)
+            chunks = seen_chunks(self.source, windows, samples, self._representation)
+            parts.append(measure(self.source.prompts(rows), state, chunks))
+        seed, count = self.seed, len(windows)
+        shuffled = order or (lambda epoch: np.random.default_rng([seed, epoch]).permutation(count))
+        lengths = np.concatenate(parts)
+        return LengthBuckets(shuffled, lengths, batch=batch, window=self.bucket, seed=seed).indices
 
     def _known_windows(self) -> dict[str, int]:
         if self._windows is None:

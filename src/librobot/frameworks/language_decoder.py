@@ -11,8 +11,9 @@ the cache, and computes nothing twice. `ActionTokens` says which of the vocabula
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from einops import repeat
 from jaxtyping import Bool, Float, Int
@@ -22,6 +23,9 @@ from torch.nn import functional
 from librobot.heads.base import ActionHead
 from librobot.tokenizers.written import WrittenTokens
 from librobot.vlms.base import VLM, Context
+
+if TYPE_CHECKING:
+    from librobot.frameworks.base import Framework
 
 CROWDED = 10
 """A vocabulary gives up tokens if it has at least this many times as many."""
@@ -75,10 +79,18 @@ class ActionTokens(nn.Module):
         return torch.cat((logits, functional.linear(hidden, self.output.to(hidden)).to(logits)), dim=-1)
 
 
+class WritesTokens(Protocol):
+    """What embeds and predicts tokens: `ActionTokens`, or the backbone's own words alone."""
+
+    def embed(self, vlm: VLM, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]: ...
+
+    def logits(self, vlm: VLM, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l v"]: ...
+
+
 class LanguageDecoder:
     """A `librobot.heads.base.Decoder` over a backbone's `Context`, which holds the last hidden states."""
 
-    def __init__(self, vlm: VLM, tokens: ActionTokens, start: Sequence[int] = ()) -> None:
+    def __init__(self, vlm: VLM, tokens: WritesTokens, start: Sequence[int] = ()) -> None:
         self.vlm, self.tokens, self.start = vlm, tokens, tuple(start)
 
     def __call__(self, tokens: Int[Tensor, "b l"], context: Context) -> Float[Tensor, "b l v"]:
@@ -166,3 +178,27 @@ def answer_loss(
     logits = decoder(ids, context).float()
     error = functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
     return (error * real).sum(dim=1) / real.sum(dim=1).clamp_min(1)
+
+
+def token_lengths(
+    framework: Framework,
+    prompts: Sequence[str],
+    state: Float[Tensor, "n t s"],
+    actions: Float[Tensor, "n k a"],
+) -> Int[np.ndarray, "n 2"]:
+    """How many tokens the prompt and the answer of each sample take, pictures and special tokens aside.
+    `actions` are in physical units. Answers of bins are all of one length, 0 here.
+    """
+    vlm = framework.vlm
+    assert vlm is not None
+    writer = framework.prompt_writer()
+    texts = list(prompts) if writer is None else writer(list(prompts), state)
+    tokenize = vlm.vocabulary.tokenize
+    of_text = {text: len(tokenize(text)) for text in set(texts)}
+    lengths = np.array([[of_text[text], 0] for text in texts], np.int64)
+    tokenizer: Any = framework.head.tokenizer
+    if getattr(tokenizer, "stop", None) is not None:
+        device = parameter_of(framework).device
+        chunks = framework.normalized_chunks(actions.to(device))
+        lengths[:, 1] = tokenizer.encode(chunks)[1].sum(dim=1).cpu().numpy()
+    return lengths

@@ -72,6 +72,7 @@ class Condition:
 
 
 class Pi0(Framework):
+    answers_questions: bool = False  # the language model also learns to answer, see `pi05`
     denoiser_parts: ClassVar[tuple[str, ...]] = (
         "expert", "state_proj", "action_in_proj", "action_mlp_in", "time_mlp_in", "action_time_mlp_out",
         "action_out_proj",
@@ -140,10 +141,11 @@ class Pi0(Framework):
         self.action_out_proj = nn.Linear(self.width, head.output_width)
         # Only a cache's keys and values are read, so what lies behind the last layer's cannot train, unless
         # the backbone writes tokens.
-        writes = head.network == "pair"
+        writes = head.network == "pair" or self.answers_questions
         self.splits_heads = vlm.has_cache
-        self.prefix_layers: tuple[int, ...] = () if vlm.has_cache and not writes else (-1,)
-        self.freeze_unused(layers=self.prefix_layers, logits=writes)
+        needs_state = not vlm.has_cache or head.network == "pair"
+        self.prefix_layers: tuple[int, ...] = (-1,) if needs_state else ()
+        self.freeze_unused(layers=(-1,) if writes else self.prefix_layers, logits=writes)
         self.apply_freeze()
 
     def make_expert(self, mlp_width: int) -> None:

@@ -34,10 +34,11 @@ from librobot.frameworks.language_decoder import (
 )
 from librobot.frameworks.pi0 import Condition, Pi0
 from librobot.frameworks.prompts import CleanedPrompt, StateInPrompt
+from librobot.frameworks.vision_language import CoTraining
 from librobot.heads.base import ActionHead, DecoderState, NetworkKind
 from librobot.nn.positions import time_embedding
 from librobot.normalize import NormalizationMode
-from librobot.types import RobotSpec
+from librobot.types import Batch, RobotSpec
 from librobot.vlms.base import VLM, ObservationProcessor, PromptWriter
 
 Modulation = Literal["adaln_zero", "adaln"]
@@ -77,6 +78,7 @@ class Pi05(Pi0):
         max_prompt_tokens: int = 200,
         skip_tokens: int = 128,
         embodiments: Sequence[RobotSpec] | None = None,
+        vision_language: Mapping[str, Any] | None = None,
     ) -> None:
         if modulation not in get_args(Modulation):
             raise ValueError(f"modulation must be one of {get_args(Modulation)}, found {modulation!r}")
@@ -87,6 +89,7 @@ class Pi05(Pi0):
             )
         # Before the base's, which makes the expert.
         self.state_in_prompt, self.modulation, self.skip_tokens = state_in_prompt, modulation, skip_tokens
+        self.answers_questions = vision_language is not None
         super().__init__(
             spec=spec,
             vlm=vlm,
@@ -106,7 +109,20 @@ class Pi05(Pi0):
             compile=compile,
             embodiments=embodiments,
         )
+        if vision_language is not None:
+            writing_vlm(vlm, "framework=pi05 with vision_language")
+        self.co_training = CoTraining(vlm, vision_language)
         self.asked = vlm.prompts_as_written(max_prompt_tokens) if state_in_prompt else vlm.processor
+
+    def compute_loss(
+        self, batch: Batch, *, noise: Tensor | None = None, time: Tensor | None = None
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        loss, metrics = super().compute_loss(batch, noise=noise, time=time)
+        camera = self.spec.cameras[0]
+        total, parts = self.co_training.add(
+            loss, batch.batch_size, (camera.height, camera.width), self.training
+        )
+        return total, metrics | parts
 
     def make_expert(self, mlp_width: int) -> None:
         assert self.vlm is not None

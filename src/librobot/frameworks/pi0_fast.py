@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,10 +27,12 @@ from librobot.frameworks.language_decoder import (
     ActionTokens,
     LanguageDecoder,
     number_of_tokens,
+    token_lengths,
     write_in_words,
     writing_vlm,
 )
 from librobot.frameworks.prompts import cleaned, state_bins
+from librobot.frameworks.vision_language import CoTraining
 from librobot.heads.base import ActionHead, NetworkKind
 from librobot.losses import reduce
 from librobot.nn.pictures import resize_with_pad
@@ -87,6 +89,7 @@ class Pi0FAST(Framework):
         start: Start = "none",
         decoding: Decoding = "constrained",
         picture_size: Sequence[int] | None = None,
+        vision_language: Mapping[str, Any] | None = None,
     ) -> None:
         if decoding not in get_args(Decoding):
             raise ValueError(f"decoding must be constrained or free, found {decoding!r}")
@@ -123,6 +126,7 @@ class Pi0FAST(Framework):
         )
         begin = () if start == "none" or words.begin is None else (words.begin,)
         self.decoder = LanguageDecoder(vlm, self.tokens, begin)
+        self.co_training = CoTraining(vlm, vision_language, self.tokens)
         self.freeze_unused(layers=(-1,), logits=True)
         self.apply_freeze()
 
@@ -133,7 +137,10 @@ class Pi0FAST(Framework):
         actions, mask = self.normalized_actions(batch), self.real_actions(batch)
         per_sample = self.head.loss(self.decoder, prefix, actions, mask)
         # Every chunk's text counts alike, however many of its steps are real.
-        return reduce(per_sample, mask.any(dim=2).any(dim=1, keepdim=True)), {}
+        loss = reduce(per_sample, mask.any(dim=2).any(dim=1, keepdim=True))
+        camera = self.spec.cameras[0]
+        size = (camera.height, camera.width)
+        return self.co_training.add(loss, batch.batch_size, size, self.training)
 
     def sample_actions(
         self,
@@ -156,6 +163,10 @@ class Pi0FAST(Framework):
             images = {n: resize_with_pad(x, height, width) for n, x in observation.images.items()}
             observation = replace(observation, images=images)
         return self.vlm(observation, layers=(-1,))
+
+    def token_lengths(self, prompts: Sequence[str], state: Tensor, actions: Tensor) -> np.ndarray:
+        """For batches of samples of like length (`data.bucket`)."""
+        return token_lengths(self, prompts, state, actions)
 
     def prompt_writer(self) -> TaskAndState:
         offset, scale = (

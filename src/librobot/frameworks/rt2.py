@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -25,12 +26,12 @@ from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFacto
 from librobot.frameworks.language_decoder import (
     ActionTokens,
     LanguageDecoder,
-    answer_loss,
     number_of_tokens,
+    token_lengths,
     write_in_words,
     writing_vlm,
 )
-from librobot.frameworks.vision_language import Pairs, answers, padded_answers
+from librobot.frameworks.vision_language import CoTraining, answers
 from librobot.heads.base import ActionHead, NetworkKind
 from librobot.losses import reduce
 from librobot.nn.pretrained import stored_files
@@ -51,7 +52,7 @@ class Question:
 
 
 class RT2(Framework):
-    """`vision_language` is {"file", "ratio", "weight"}: a JSONL file of pairs (`vision_language.Pairs`), how
+    """`vision_language` is {"file", "ratio", "weight"}: pairs (`vision_language_files`), how
     many pairs come with each robot sample, and the weight of their loss beside the actions'."""
 
     brings: ClassVar[tuple[NetworkKind, ...]] = ("decoder",)
@@ -112,7 +113,7 @@ class RT2(Framework):
         )
         write_in_words(head, self.tokens, after=(vlm.vocabulary.end,))
         self.decoder = LanguageDecoder(vlm, self.tokens)
-        self.pairs = None if vision_language is None else Pairs(**vision_language)
+        self.co_training = CoTraining(vlm, vision_language, self.tokens)
         self.wants_to_stop: Bool[Tensor, "b k"] | None = None
         self.freeze_unused(layers=(-1,), logits=True)
         self.apply_freeze()
@@ -124,10 +125,9 @@ class RT2(Framework):
         actions = self.written(self.normalized_actions(batch), self.terminate_values(batch))
         mask = self.written(self.real_actions(batch), batch.action_mask[..., None])
         loss = reduce(self.head.loss(self.decoder, prefix, actions, mask), batch.action_mask)
-        if self.pairs is None or not self.training:
-            return loss, {}
-        spoken = self.pairs.weight * self.vision_language_loss(self.pairs, batch.batch_size)
-        return loss + spoken, {"action_loss": loss.detach(), "vision_language_loss": spoken.detach()}
+        camera = self.spec.cameras[0]
+        size = (camera.height, camera.width)
+        return self.co_training.add(loss, batch.batch_size, size, self.training)
 
     def sample_actions(
         self,
@@ -158,6 +158,10 @@ class RT2(Framework):
     def prompt_writer(self) -> Question:
         return Question()
 
+    def token_lengths(self, prompts: Sequence[str], state: Tensor, actions: Tensor) -> np.ndarray:
+        """For batches of samples of like length (`data.bucket`)."""
+        return token_lengths(self, prompts, state, actions)
+
     def written(self, values: Tensor, terminate: Tensor | float) -> Tensor:
         """Action dimensions in RT-2's order: terminate, position, rotation, the rest, gripper."""
         ordered = values[..., self.order]
@@ -178,15 +182,6 @@ class RT2(Framework):
         tokenizer: Any = self.head.tokenizer
         bins: Bins = tokenizer.inner
         return bins.low + (index + 0.5) * (bins.high - bins.low) / bins.num_centres
-
-    def vision_language_loss(self, pairs: Pairs, num_robot_samples: int) -> Float[Tensor, ""]:
-        """The cross-entropy of answers to as many pairs as `ratio` says, drawn anew every time."""
-        assert self.vlm is not None
-        camera = self.spec.cameras[0]
-        drawn = pairs.draw(num_robot_samples, (camera.height, camera.width))
-        observation, texts = drawn.observation(self.vlm.processor, self.tokens.ids.device)
-        ids, real = padded_answers(self.vlm.vocabulary, texts, self.tokens.ids.device)
-        return answer_loss(self.decoder, self.prefix(observation), ids, real).mean()
 
 
 def word_ids(vocabulary: Vocabulary, count: int, words: Words, corpus: str | None) -> list[int] | None:

@@ -1,13 +1,14 @@
-"""Questions and answers for co-fine-tuning a backbone beside robot data (RT-2, Brohan et al. 2023).
+"""Questions and answers for co-training a backbone beside robot data (RT-2, Brohan et al. 2023; pi0.5).
 
-A file of JSON lines, one pair a line: {"image": "pictures/1.jpg", "question": "...", "answer": "..."}. A
-picture's path counts from the file's folder; without "image" (or null) the pair is text alone.
+    loss = action loss + weight * mean over pairs of the cross-entropy of an answer's tokens
+
+The files are JSON lines, LLaVA's JSON, or folders of them: see `vision_language_files`. A framework that can
+write (RT-2, pi0.5, pi0-FAST) takes them as `vision_language={file, ratio, weight}`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,8 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from librobot.errors import LibrobotError
-from librobot.frameworks.language_decoder import LanguageDecoder
+from librobot.frameworks.language_decoder import ActionTokens, LanguageDecoder, answer_loss
+from librobot.frameworks.vision_language_files import Pair, read_pairs
 from librobot.types import Observation
 from librobot.vlms.base import VLM, Processor, Vocabulary
 
@@ -49,7 +51,8 @@ class Drawn:
 
 
 class Pairs:
-    """`ratio` pairs come with each robot sample (0.5: one with every two), and their loss has `weight`.
+    """`ratio` pairs come with each robot sample (0.5: one with every two; one at least with every batch), and
+    their loss has `weight`.
 
     Read when first drawn from: a policy that only acts needs no file.
     """
@@ -60,52 +63,69 @@ class Pairs:
         self.file, self.ratio, self.weight = Path(file), ratio, weight
 
     @cached_property
-    def pairs(self) -> list[dict[str, Any]]:
-        """All lines. Raises LibrobotError with the place of a line that is no pair."""
-        if not self.file.is_file():
-            raise LibrobotError(f"framework.vision_language.file={self.file}: expected a file, found none")
-        found = []
-        with self.file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    pair = json.loads(line)
-                    if not all(isinstance(pair[key], str) for key in ("question", "answer")):
-                        raise TypeError
-                except (ValueError, KeyError, TypeError):
-                    raise LibrobotError(
-                        f'{self.file}:{number}: expected {{"image": PATH or null, "question": TEXT, '
-                        f'"answer": TEXT}}, found {line.strip()[:80]}'
-                    ) from None
-                found.append(pair)
-        if not found:
-            raise LibrobotError(f"{self.file}: expected at least one pair, found none")
-        return found
+    def pairs(self) -> list[Pair]:
+        return read_pairs(self.file)
 
     def draw(self, num_robot_samples: int, size: tuple[int, int]) -> Drawn:
         """Pairs by torch's random numbers, with pictures of `size` (height, width)."""
         count = max(1, round(self.ratio * num_robot_samples))
         chosen = [self.pairs[int(i)] for i in torch.randint(len(self.pairs), (count,))]
-        pictures = [self.picture(pair.get("image"), size) for pair in chosen]
         return Drawn(
-            pictures=torch.stack(pictures)[:, None],
-            has_picture=torch.tensor([pair.get("image") is not None for pair in chosen]),
-            questions=[f"Q: {pair['question']} A:" for pair in chosen],
-            answers=[pair["answer"] for pair in chosen],
+            pictures=torch.stack([self.picture(pair.image, size) for pair in chosen])[:, None],
+            has_picture=torch.tensor([pair.image is not None for pair in chosen]),
+            questions=[f"Q: {pair.question} A:" for pair in chosen],
+            answers=[pair.answer for pair in chosen],
         )
 
-    def picture(self, path: str | None, size: tuple[int, int]) -> UInt8[Tensor, "c h w"]:
+    def picture(self, path: Path | None, size: tuple[int, int]) -> UInt8[Tensor, "c h w"]:
         if path is None:
             return torch.zeros(3, *size, dtype=torch.uint8)
         from PIL import Image
 
         try:
-            with Image.open(self.file.parent / path) as opened:
+            with Image.open(path) as opened:
                 pixels = np.asarray(opened.convert("RGB").resize((size[1], size[0])))
         except OSError as error:
-            raise LibrobotError(f"{self.file}: picture {path!r} cannot be read: {error}") from error
+            raise LibrobotError(f"{self.file}: picture {str(path)!r} cannot be read: {error}") from error
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+class CoTraining:
+    """A backbone that goes on learning to answer beside a framework's actions; `None` for `options` does
+    nothing. `tokens` are the framework's action tokens, where it has any: answers are written in words alone.
+    """
+
+    def __init__(
+        self, vlm: VLM, options: Mapping[str, Any] | None, tokens: ActionTokens | Words | None = None
+    ) -> None:
+        self.vlm = vlm
+        self.pairs = None if options is None else Pairs(**options)
+        self.decoder = LanguageDecoder(vlm, tokens or Words())
+
+    def add(
+        self, loss: Tensor, num_robot_samples: int, size: tuple[int, int], training: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the two losses, in training, and both of them."""
+        if self.pairs is None or not training:
+            return loss, {}
+        spoken = self.pairs.weight * self.answering(self.pairs.draw(num_robot_samples, size), loss.device)
+        return loss + spoken, {"action_loss": loss.detach(), "vision_language_loss": spoken.detach()}
+
+    def answering(self, drawn: Drawn, device: torch.device) -> Tensor:
+        """The mean over pairs of their answers' mean cross-entropy."""
+        observation, texts = drawn.observation(self.vlm.processor, device)
+        ids, real = padded_answers(self.vlm.vocabulary, texts, device)
+        return answer_loss(self.decoder, self.vlm(observation, layers=(-1,)), ids, real).mean()
+
+
+class Words:
+    """The backbone's vocabulary as it is, where `LanguageDecoder` asks for action tokens."""
+
+    def embed(self, vlm: VLM, ids: Int[Tensor, "b l"]) -> Tensor:
+        return vlm.embed_tokens(ids)
+
+    def logits(self, vlm: VLM, hidden: Tensor) -> Tensor:
+        return vlm.logits(hidden)
 
 
 def padded_answers(

@@ -23,11 +23,14 @@ from librobot.config.build import (
 )
 from librobot.config.check import check
 from librobot.config.compose import resolve
+from librobot.data.datamodule import DataModule
 from librobot.data.sources.base import Mixture
 from librobot.errors import LibrobotError
+from librobot.frameworks.base import Framework
 from librobot.nn.pretrained import weightless
 from librobot.training.callbacks.shares import DatasetShares
 from librobot.training.checkpoints import check_checkpoint
+from librobot.training.estimates.before import warn_of_misfit
 from librobot.training.strategies import check_machine, is_first_process, shards
 from librobot.training.sweeps.jobs import JOB
 from librobot.training.sweeps.reports import Reports
@@ -40,6 +43,17 @@ def run(cfg: DictConfig) -> dict[str, float]:
     schedule, random numbers and the place in the data. Raises LibrobotError before anything is trained
     where the configuration, the dataset or the checkpoint do not fit each other.
     """
+    trainer, framework, datamodule = prepare(cfg)
+    warn_of_misfit(cfg, framework)
+    trainer.fit(framework, datamodule=datamodule, ckpt_path=cfg.ckpt, weights_only=True if cfg.ckpt else None)
+    metrics = final_metrics(trainer)
+    if trainer.is_global_zero:
+        report(Path(cfg.run_dir), metrics)
+    return metrics
+
+
+def prepare(cfg: DictConfig) -> tuple[Trainer, Framework, DataModule]:
+    """All that `run` needs, ready for `Trainer.fit`."""
     check(cfg)
     check_machine(cfg.trainer)
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -59,6 +73,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         make_processor=lambda: framework.processor,
         goals=framework.wants_goals,
         representation=framework.robots.representation,
+        token_lengths=getattr(framework, "token_lengths", None),
     )
     for name, augmentation in datamodule.augmentations.items():
         if getattr(augmentation, "drops_cameras", False) and not framework.masks_cameras:
@@ -88,11 +103,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         trainer.loggers.append(Reports(Path(cfg.run_dir), cfg.objective))
     for logger in trainer.loggers:
         logger.log_hyperparams(plain)
-    trainer.fit(framework, datamodule=datamodule, ckpt_path=cfg.ckpt, weights_only=True if cfg.ckpt else None)
-    metrics = final_metrics(trainer)
-    if trainer.is_global_zero:
-        report(Path(cfg.run_dir), metrics)
-    return metrics
+    return trainer, framework, datamodule
 
 
 def final_metrics(trainer: Trainer) -> dict[str, float]:

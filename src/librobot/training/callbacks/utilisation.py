@@ -22,8 +22,8 @@ class Utilisation(Callback):
 
     The operations are counted in one step, the second of a run; inside of what is compiled they are not seen.
     `peak_tflops` is the device's, in the run's precision; None takes the data sheet's, and without one (a
-    CPU, a GPU that `librobot.training.estimates.chips` lacks) no `speed/mfu` is logged. Time is that of the steps
-    alone, with the wait for their data, without validation and checkpoints.
+    CPU, a GPU that `librobot.training.estimates.chips` lacks) no `speed/mfu` is logged. Time is that of the
+    steps alone, with the wait for their data, without validation and checkpoints.
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:

@@ -26,7 +26,7 @@ class Operator:
 @dataclass(frozen=True)
 class Summary:
     """`steps` were timed, with `samples` in all; `seconds` of each phase over them. `data wait` is until the
-    next batch was there, `transfer` until it was on the device, augmentation included; `other` are callbacks."""
+    next batch was there, `transfer` until it was on the device, augmented; `other` are callbacks."""
 
     device: str
     steps: int
@@ -59,7 +59,7 @@ def advice(summary: Summary) -> list[str]:
         "transfer": f"Moving and augmenting batches takes {shares['transfer']:.0%}: a smaller "
         "data.image_size, fewer cameras (data.cameras), or data.augmentation=null.",
         "optimiser": f"The optimiser takes {shares['optimiser']:.0%}: trainer.accumulate_grad_batches=4 "
-        "steps less often, frozen parts (framework.freeze) need no step, optim.fused=true is its fast kernel.",
+        "steps less often, frozen parts (framework.freeze) need none, optim.fused=true is the fast kernel.",
         "other": f"Callbacks and logging take {shares['other']:.0%}: raise trainer.log_every_n_steps, or "
         "leave callbacks out (callbacks=progress shows what they cost).",
     }
@@ -72,7 +72,7 @@ def advice(summary: Summary) -> list[str]:
     copies = sum(operator.share for operator in summary.operators if operator.name in COPIES)
     if copies > 0.15:
         said.append(
-            f"Copies and conversions are {copies:.0%} of the operators' time: see who makes them in trace.json."
+            f"Copies and conversions are {copies:.0%} of the operators' time; trace.json shows whose."
         )
     return said
 

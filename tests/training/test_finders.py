@@ -1,0 +1,48 @@
+"""The range test over learning rates and the largest batch that fits."""
+
+import json
+
+import pytest
+from omegaconf import open_dict
+from small_runs import tiny
+
+from librobot.config.compose import compose, read, write
+from librobot.errors import LibrobotError
+from librobot.training import finders
+from librobot.training.estimates.estimate import estimate
+
+
+def configuration(dataset, run_dir, *overrides):
+    own = [f"data.root={dataset}", f"run_dir={run_dir}", "name=tiny"]
+    return read(write(compose([*tiny(), *own, *overrides]), run_dir / "config.yaml"))
+
+
+def test_a_learning_rate_between_too_small_and_too_large(dataset, tmp_path, capsys):
+    cfg = configuration(dataset, tmp_path)
+    best = finders.find_lr(cfg, trials=40)
+    assert 1e-6 < best < 0.5
+    found = json.loads((tmp_path / "lr.json").read_text())
+    assert found["suggestion"] == best
+    assert min(found["lr"]) < 1e-6
+    assert (tmp_path / "lr.png").stat().st_size > 5000
+    assert f"optim.lr={best:.3g}" in capsys.readouterr().out
+    assert not list(tmp_path.glob(".lr_find*"))  # what Lightning keeps the weights in
+    assert {path.name for path in tmp_path.iterdir()} >= {"lr.json", "lr.png", "config.yaml"}
+
+
+def test_the_largest_batch_that_fits(dataset, tmp_path, monkeypatch, capsys):
+    cfg = configuration(dataset, tmp_path, "trainer.accelerator=cpu")
+    free = 0.04
+    monkeypatch.setattr(finders, "host_memory", lambda: free)
+    size = finders.find_batch_size(cfg)
+    assert size > 4
+    peaks = []
+    for number in (size, round(1.1 * size) + 1):
+        with open_dict(cfg):
+            cfg.data.batch_size = number
+        peaks.append(estimate(cfg).cost.peak / 1e9)
+    assert peaks[0] <= 0.9 * free < peaks[1]
+    assert f"data.batch_size={size} takes" in capsys.readouterr().out
+    monkeypatch.setattr(finders, "host_memory", lambda: 1e-6)
+    with pytest.raises(LibrobotError, match="one sample takes"):
+        finders.find_batch_size(cfg)
