@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -212,6 +213,22 @@ def test_an_interrupted_conversion_goes_on(
     assert_same(OPEN[to](whole), source)
 
 
+@pytest.mark.parametrize("to", ["hdf5", "webdataset"])
+def test_pictures_as_jpeg(tmp_path: Path, image_dataset: Path, to: Any) -> None:
+    """Everything else stays bit for bit."""
+    source, rows = LeRobotSource(image_dataset), np.arange(20)
+    folder = convert(source, tmp_path / "d", to, jpeg=95, show=False)
+    found = OPEN[to](folder)
+    np.testing.assert_array_equal(found.states(rows), source.states(rows))
+    for name, frames in source.images(rows).items():
+        difference = np.abs(found.images(rows)[name].astype(int) - frames)
+        assert 0 < difference.mean() < 6
+    if to == "hdf5":
+        with h5py.File(folder / "episode_0.hdf5") as file:
+            assert file.attrs["compress"]
+            assert bytes(file["observations/images/front"][0, :2]) == b"\xff\xd8"
+
+
 def test_raw_frames_of_one_choice_are_not_those_of_another(tmp_path: Path, source: Source) -> None:
     zarr_folder = convert(source, tmp_path / "z", "zarr", show=False)
     shards = convert(source, tmp_path / "w", "webdataset", show=False)
@@ -242,6 +259,15 @@ def test_what_cannot_be_converted(tmp_path: Path, source: Any, spec: RobotSpec) 
         convert(source, tmp_path / "there", "zarr")
     convert(source, tmp_path / "x", "zarr", prompt="do it", show=False)
     assert set(ZarrSource(tmp_path / "x").prompts(np.arange(14))) == {"do it"}
+    for to, options, message in (
+        ("zarr", {"jpeg": 90}, "holds pixels, no JPEG"),
+        ("hdf5", {"jpeg": 0}, "a quality from 1 to 100, found 0"),
+        ("lerobot", {"jpeg": 90}, "--to lerobot: takes --video"),
+        ("rlds", {"video": True}, "--to rlds: takes --jpeg QUALITY"),
+    ):
+        with pytest.raises(LibrobotError, match=message):
+            convert(source, tmp_path / "y", to, **options, show=False)  # type: ignore[arg-type]
     slow = RobotSpec(spec.name, spec.cameras, spec.state, spec.action, 12.5)
     with pytest.raises(LibrobotError, match=r"found 12.5; give --fps"):
         convert(Random([2], slow, ["x"], 0), tmp_path / "y", "lerobot", show=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "x"]

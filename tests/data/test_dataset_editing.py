@@ -15,6 +15,7 @@ from lerobot_written import write_with_lerobot
 from synthetic import make_episode
 from test_lerobot_v2 import write_v21
 
+from librobot.cli.data import command
 from librobot.data import copying
 from librobot.data.convert import convert
 from librobot.data.editing import filtered, merged, split, write_parts
@@ -220,8 +221,8 @@ def test_the_commands(tmp_path: Path, image_dataset: Path) -> None:
     source = LeRobotSource(image_dataset)
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "librobot.cli.data", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        program = [sys.executable, "-m", "librobot.cli.data", *arguments]
+        done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stderr
 
@@ -231,3 +232,16 @@ def test_the_commands(tmp_path: Path, image_dataset: Path) -> None:
     assert_episodes(tmp_path / "m", [(source, i) for i in range(4)])
     assert_episodes(tmp_path / "f", [(source, 3)])
     assert len(LeRobotSource(tmp_path / "s/train").episode_lengths) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["info", "d", "a=b"], ["merge", "a", "b", "c", "--nope"], ["split", "a", "b", "--val", "1", "c"]],
+)
+def test_unknown_arguments(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["librobot-data", *arguments])
+    with pytest.raises(SystemExit):
+        command()
+    assert f"unrecognized arguments: {arguments[-1]}" in capsys.readouterr().err

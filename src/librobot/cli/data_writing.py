@@ -17,6 +17,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--video", action="store_true", help="lerobot: encode pictures; else all pixels stay"
     )
+    command.add_argument("--jpeg", type=int, metavar="QUALITY", help="rlds, hdf5, webdataset: JPEG, not PNG")
     command.add_argument("--fps", type=int, help="lerobot: where the source's rate is no whole number")
     command.add_argument("--prompt", help="the instruction of every episode, instead of the source's")
     command.add_argument("--cut", action="store_true", help="an episode for each stretch of one instruction")
@@ -31,5 +32,5 @@ def convert(given: argparse.Namespace) -> Path:
     from librobot.data.convert import convert
 
     source = open_source(given.root, given.format, given.options)
-    options = {name: getattr(given, name) for name in ("video", "fps", "prompt", "cut")}
+    options = {name: getattr(given, name) for name in ("video", "jpeg", "fps", "prompt", "cut")}
     return convert(source, given.target, given.to, **options)

@@ -44,6 +44,7 @@ def convert(
     to: Format,
     *,
     video: bool = False,
+    jpeg: int | None = None,
     fps: int | None = None,
     prompt: str | None = None,
     cut: bool = False,
@@ -52,7 +53,8 @@ def convert(
     """Write every episode of `source` to the new folder `target`, which appears when it is whole.
 
     Called again after an interruption it goes on with the next episode (the parts lie in TARGET.partial).
-    video: encode pictures, for lerobot only; else every pixel is kept. fps: for lerobot,
+    video: encode pictures, for lerobot only; jpeg: their quality as JPEG, for the others but zarr; else every
+    pixel is kept. fps: for lerobot,
     whose rate is a whole number, where the source's is not. prompt: instead of the source's instructions.
     cut: every stretch of one instruction becomes an episode, for formats that hold one for each episode.
 
@@ -72,9 +74,10 @@ def convert(
         "cameras": [[c.name, c.height, c.width] for c in source.spec.cameras],
         "to": to,
         "video": video,
+        "jpeg": jpeg,
         "prompt": prompt,
     }
-    make = _writer(source, to, video, fps)
+    make = _writer(source, to, video, jpeg, fps)
     with new_folder(target, described) as folder:
         try:
             writer = make(folder)
@@ -92,9 +95,15 @@ WRITERS: dict[str, type[EpisodeWriter]] = {
 }
 
 
-def _writer(source: Source, to: Format, video: bool, fps: int | None) -> Callable[[Path], Writer]:
+def _writer(
+    source: Source, to: Format, video: bool, jpeg: int | None, fps: int | None
+) -> Callable[[Path], Writer]:
+    if (video and to != "lerobot") or (jpeg is not None and to == "lerobot"):
+        raise LibrobotError(
+            f"--to {to}: takes {'--video' if to == 'lerobot' else '--jpeg QUALITY'} for smaller pictures"
+        )
     if to != "lerobot":
-        return partial(WRITERS[to], spec=source.spec)
+        return partial(WRITERS[to], spec=source.spec, jpeg=jpeg)
     return partial(lerobot_writer, source=source, video=video, fps=whole_rate(source, fps))
 
 

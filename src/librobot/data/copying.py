@@ -174,7 +174,12 @@ class EpisodeCopier:
         values = images.to_pylist()
         if all(value["bytes"] for value in values):
             return images
-        read = [value["bytes"] or (self.source.root / value["path"]).read_bytes() for value in values]
+        read = []
+        for value in values:
+            path = self.source.root / (value["path"] or "?")
+            if not value["bytes"] and not path.is_file():
+                raise LibrobotError(f"{path}: missing; expected a picture. Download the dataset again")
+            read.append(value["bytes"] or path.read_bytes())
         return pa.array([{"bytes": data, "path": None} for data in read], images.type)
 
     def _video(self, key: str, episode: int, target: Path) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from librobot.data.files import remove_temporaries
+from librobot.data.images import encode_jpeg, encode_png
 from librobot.types import RobotSpec
 
 
@@ -86,13 +87,18 @@ def fitting(
 
 
 class EpisodeWriter(ABC):
-    """Writes a dataset into the folder `root`, and goes on with the whole episodes that are there."""
+    """Writes a dataset into the folder `root`, and goes on with the whole episodes that are there.
+
+    jpeg: the quality (1 to 100) of pictures as JPEG; None keeps every pixel.
+    """
 
     one_instruction = False
     """Whether the format holds one instruction for each episode, rather than one for each frame."""
 
-    def __init__(self, root: Path, spec: RobotSpec) -> None:
-        self.root, self.spec = root, spec
+    def __init__(self, root: Path, spec: RobotSpec, *, jpeg: int | None = None) -> None:
+        if jpeg is not None and not 1 <= jpeg <= 100:
+            raise ValueError(f"jpeg: expected a quality from 1 to 100, found {jpeg}")
+        self.root, self.spec, self.jpeg = root, spec, jpeg
         root.mkdir(parents=True, exist_ok=True)
         remove_temporaries(root)
 
@@ -111,6 +117,10 @@ class EpisodeWriter(ABC):
     ) -> None:
         """Store one episode; it is on disk, whole, when this returns. Raises ValueError; see `fitting`."""
         self.store(fitting(self.spec, images=images, state=state, action=action, task=task))
+
+    def encoded(self, image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+        """PNG or JPEG."""
+        return encode_png(image) if self.jpeg is None else encode_jpeg(image, self.jpeg)
 
     @abstractmethod
     def store(self, episode: Episode) -> None:

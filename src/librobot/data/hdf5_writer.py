@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+from jaxtyping import UInt8
+
 from librobot.data.episode_writer import Episode, EpisodeWriter
 from librobot.data.files import written_whole
 from librobot.data.sources.hdf5_files import SPEC
@@ -34,5 +37,16 @@ class Hdf5Writer(EpisodeWriter):
             file.attrs[SPEC] = json.dumps(finite_spec(self.spec))
             file["action"] = episode.action
             file["observations/qpos"] = episode.state
+            if self.jpeg is not None:
+                file.attrs["compress"] = True
             for name, frames in episode.images.items():
-                file.create_dataset(f"observations/images/{name}", data=frames, chunks=(1, *frames.shape[1:]))
+                stored = frames if self.jpeg is None else self._padded(frames)
+                file.create_dataset(f"observations/images/{name}", data=stored, chunks=(1, *stored.shape[1:]))
+
+    def _padded(self, frames: UInt8[np.ndarray, "T h w 3"]) -> UInt8[np.ndarray, "T bytes"]:
+        """JPEG with zeros at the end, as ALOHA's recorder stores it."""
+        encoded = [self.encoded(frame) for frame in frames]
+        padded = np.zeros((len(encoded), max(map(len, encoded))), np.uint8)
+        for row, data in zip(padded, encoded, strict=True):
+            row[: len(data)] = np.frombuffer(data, np.uint8)
+        return padded

@@ -1,4 +1,4 @@
-"""Image bytes and sizes: PNG out, PNG or JPEG in, resizing that keeps the aspect."""
+"""Image bytes and sizes: PNG or JPEG out and in, resizing that keeps the aspect."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
         for name, body in parts
     )
     return PNG_SIGNATURE + b"".join(chunks)
+
+
+def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], quality: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return file.getvalue()
 
 
 def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:

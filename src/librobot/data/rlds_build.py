@@ -22,11 +22,12 @@ STAGING = ".staging"
 
 
 def features(described: dict[str, Any]) -> Any:
-    """The features of an episode, of {"state_dim", "action_dim", "cameras": {name: [height, width]}}."""
+    """The features of an episode, of {"state_dim", "action_dim", "cameras": {name: [height, width]},
+    "encoding": "png" or "jpeg"}."""
     import tensorflow_datasets as tfds
 
     observation: dict[str, Any] = {
-        camera: tfds.features.Image(shape=(*size, 3), dtype=np.uint8, encoding_format="png")
+        camera: tfds.features.Image(shape=(*size, 3), dtype=np.uint8, encoding_format=described["encoding"])
         for camera, size in described["cameras"].items()
     }
     if described["state_dim"]:

@@ -1,6 +1,6 @@
 """Writing RLDS, a TFDS folder, without tensorflow in this process: `rlds_build` makes its shards.
 
-.staging/episode-XXXXXX.npz   whole episodes that are in no shard yet: vectors, PNG bytes, instructions
+.staging/episode-XXXXXX.npz   whole episodes that are in no shard yet: vectors, pictures, instructions
 .staging/dataset.json         features and the shards that are whole
 shard-XXXXX.tfrecord          those shards, renamed when the dataset is
 librobot.json                 the robot's spec
@@ -19,7 +19,6 @@ import numpy as np
 from librobot.data.episode_writer import Episode, EpisodeWriter
 from librobot.data.files import write_json, written_whole
 from librobot.data.format import is_feature_name
-from librobot.data.images import encode_png
 from librobot.data.rlds_build import STAGING
 from librobot.data.sources.rlds import SPEC
 from librobot.data.tensorflow_process import run_with_tensorflow
@@ -38,20 +37,23 @@ class RldsWriter(EpisodeWriter):
     reward and no discount.
     """
 
-    def __init__(self, root: Path, spec: RobotSpec, *, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self, root: Path, spec: RobotSpec, *, jpeg: int | None = None, shard_bytes: int = SHARD_BYTES
+    ) -> None:
         for camera in spec.camera_names:
             if not is_feature_name(camera) or camera == "state":
                 raise ValueError(
                     f"camera name {camera!r}: only letters, digits, spaces and _-. may be used, and the name "
                     "state is taken"
                 )
-        super().__init__(root, spec)
+        super().__init__(root, spec, jpeg=jpeg)
         self.shard_bytes = shard_bytes
         self.described: dict[str, Any] = {
             "name": re.sub(r"[^a-z0-9]+", "_", spec.name.lower()).strip("_0123456789") or "robot",
             "state_dim": spec.state_dim,
             "action_dim": spec.action_dim,
             "cameras": {camera.name: [camera.height, camera.width] for camera in spec.cameras},
+            "encoding": "png" if jpeg is None else "jpeg",
             "shards": [],
         }
         if self._dataset.exists():
@@ -72,7 +74,7 @@ class RldsWriter(EpisodeWriter):
             "tasks": np.frombuffer(json.dumps(episode.tasks).encode(), np.uint8),
         }
         for camera, frames in episode.images.items():
-            encoded = [encode_png(frame) for frame in frames]
+            encoded = [self.encoded(frame) for frame in frames]
             arrays[f"blob/{camera}"] = np.frombuffer(b"".join(encoded), np.uint8)
             arrays[f"ends/{camera}"] = np.cumsum([len(each) for each in encoded])
         path = self.root / STAGING / f"episode-{self.num_episodes:06d}.npz"

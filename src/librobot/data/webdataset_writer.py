@@ -17,7 +17,6 @@ import numpy as np
 from librobot.data.episode_writer import Episode, EpisodeWriter
 from librobot.data.files import write_json
 from librobot.data.format import is_feature_name
-from librobot.data.images import encode_png
 from librobot.data.sources.webdataset import SPEC
 from librobot.data.writer import finite_spec
 from librobot.types import RobotSpec
@@ -30,7 +29,9 @@ END = b"\0" * 1024
 class WebDatasetWriter(EpisodeWriter):
     """An episode counts when librobot.json does; what a killed writer left beyond it is cut off."""
 
-    def __init__(self, root: Path, spec: RobotSpec, *, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self, root: Path, spec: RobotSpec, *, jpeg: int | None = None, shard_bytes: int = SHARD_BYTES
+    ) -> None:
         names = [name.casefold() for name in spec.camera_names]  # webdataset lowers the names of members
         for name in spec.camera_names:
             if not is_feature_name(name) or names.count(name.casefold()) > 1:
@@ -38,7 +39,7 @@ class WebDatasetWriter(EpisodeWriter):
                     f"camera name {name!r}: only letters, digits, spaces and _-. may be used, and two names "
                     "must differ by more than their capitals"
                 )
-        super().__init__(root, spec)
+        super().__init__(root, spec, jpeg=jpeg)
         self.shard_bytes = shard_bytes
         self.shards: list[dict[str, int]] = []
         if (root / SPEC).exists():
@@ -82,7 +83,8 @@ class WebDatasetWriter(EpisodeWriter):
         for step in range(len(episode)):
             key = f"{self.num_episodes:06d}-{step:06d}"
             for camera, frames in episode.images.items():
-                yield f"{key}.{camera}.png", encode_png(frames[step])
+                suffix = "png" if self.jpeg is None else "jpg"
+                yield f"{key}.{camera}.{suffix}", self.encoded(frames[step])
             if self.spec.state_dim:
                 yield f"{key}.state.npy", _npy(episode.state[step])
             yield f"{key}.action.npy", _npy(episode.action[step])

@@ -31,7 +31,9 @@ class ZarrWriter(EpisodeWriter):
 
     one_instruction = True
 
-    def __init__(self, root: Path, spec: RobotSpec) -> None:
+    def __init__(self, root: Path, spec: RobotSpec, *, jpeg: int | None = None) -> None:
+        if jpeg is not None:
+            raise ValueError("a replay buffer holds pixels, no JPEG; leave --jpeg out")
         super().__init__(root, spec)
         for group in ("", "data/", "meta/"):
             if not (root / f"{group}.zgroup").exists():
