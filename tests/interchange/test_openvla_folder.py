@@ -135,7 +135,10 @@ def write(folder, *, oft: bool = False):
 @pytest.mark.parametrize("oft", [False, True])
 def test_a_published_folder_becomes_a_policy(oft, tmp_path, monkeypatch):
     folder = write(tmp_path / "published", oft=oft)
-    path, framework = import_checkpoint(folder, tmp_path / "ours.ckpt", ImportOptions(embodiment="bridge"))
+    options = ImportOptions(embodiment="bridge")
+    if oft:
+        options = replace(options, horizon=8, cameras=("primary", "wrist"))
+    path, framework = import_checkpoint(folder, tmp_path / "ours.ckpt", options)
     assert type(framework).__name__ == ("OpenVLAOFT" if oft else "OpenVLA")
     expected = weight_map((3, 3)).to_ours(published(), "published")
     own = framework.state_dict()
@@ -171,6 +174,29 @@ def test_a_missing_and_a_surplus_tensor_are_named(tmp_path):
         import_checkpoint(folder, tmp_path / "three.ckpt")
     with pytest.raises(LibrobotError, match=r"no statistics of 'brigde'.*bridge"):
         import_checkpoint(folder, tmp_path / "four.ckpt", replace(options, embodiment="brigde"))
+
+
+def test_what_no_file_of_oft_says_is_asked_for(tmp_path):
+    folder, out = write(tmp_path / "published", oft=True), tmp_path / "ours.ckpt"
+    options = ImportOptions(embodiment="bridge", cameras=("left", "right"))
+    with pytest.raises(LibrobotError, match="how many actions a chunk has; name it by --horizon N"):
+        import_checkpoint(folder, out, options)
+    with pytest.raises(LibrobotError, match="which pictures it reads; name them in order by --cameras"):
+        import_checkpoint(folder, out, replace(options, horizon=5, cameras=None))
+    framework = import_checkpoint(folder, out, replace(options, horizon=5))[1]
+    assert (framework.horizon, framework.spec.camera_names, framework.spec.state_dim) == (
+        5,
+        ("left", "right"),
+        8,
+    )
+    said = config() | {"num_actions_chunk": 5, "num_images_in_input": 2}
+    (folder / "config.json").write_text(json.dumps(said))
+    with pytest.raises(LibrobotError, match="horizon is 5 by its own files, and 8 by --horizon"):
+        import_checkpoint(folder, tmp_path / "b.ckpt", ImportOptions(embodiment="bridge", horizon=8))
+    proprio = filled(mlp({"fc1": (WIDTH, 14), "fc2": (WIDTH, WIDTH)}))
+    torch.save(proprio, folder / "proprio_projector--150000_checkpoint.pt")
+    with pytest.raises(LibrobotError, match="weights are of 14 proprio dimensions, its statistics of 8"):
+        import_checkpoint(folder, tmp_path / "c.ckpt", ImportOptions(embodiment="bridge"))
 
 
 @torch.inference_mode()

@@ -22,6 +22,15 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--hz", type=float, default=30.0, help="the robot's control rate in 1/s (default: 30)")
     root.add_argument("--robot", help="a name for the robot")
     root.add_argument("--embodiment", help="which of the checkpoint's robots, where it knows several")
+    root.add_argument(
+        "--horizon", type=int, help="actions in a chunk, where no file of FOLDER says it (OpenVLA-OFT)"
+    )
+    root.add_argument(
+        "--cameras",
+        type=lambda text: tuple(name.strip() for name in text.split(",")),
+        metavar="NAME,NAME",
+        help="the pictures in the model's order, where no file of FOLDER says it (OpenVLA-OFT)",
+    )
     return root
 
 
@@ -34,6 +43,8 @@ def command() -> None:
         control_hz=arguments.hz,
         robot=arguments.robot,
         embodiment=arguments.embodiment,
+        horizon=arguments.horizon,
+        cameras=arguments.cameras,
     )
     written, framework = import_checkpoint(arguments.folder, arguments.output, options)
     spec = framework.spec

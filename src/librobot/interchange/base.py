@@ -28,9 +28,6 @@ from librobot.normalize import Statistics
 from librobot.training.checkpoints import AtomicCheckpointIO
 from librobot.types import RobotSpec
 
-NARROWEST = 1e-8
-"""Of a published dimension's spread: below it, all its values are one."""
-
 
 @dataclass(frozen=True)
 class ImportOptions:
@@ -57,7 +54,8 @@ class Imported:
     keys and what stands there over the composed configuration ({"framework.horizon": 50}). `weights` have our
     names and lack the normalizer's buffers, which are fitted to `statistics` (one for each of `embodiments`,
     where they are several). `files` are what `VLM.files` would give: the backbone's configuration,
-    tokenizer and picture processor as text.
+    tokenizer and picture processor as text. `minimum_spread` is the normalizer's; None: as
+    usual.
     """
 
     choices: Mapping[str, str]
@@ -67,6 +65,7 @@ class Imported:
     statistics: Statistics | list[Statistics]
     files: Mapping[str, str] = field(default_factory=dict)
     embodiments: tuple[RobotSpec, ...] | None = None
+    minimum_spread: float | None = None
 
 
 def import_checkpoint(
@@ -133,7 +132,8 @@ def assemble(imported: Imported, place: Path) -> Framework:
     statistics = {
         name: value for name, value in framework.state_dict().items() if name.startswith("normalizer.")
     }
-    framework.normalizer.minimum_spread = NARROWEST  # what the weights have learned, however narrow
+    if imported.minimum_spread is not None:
+        framework.normalizer.minimum_spread = imported.minimum_spread
     try:
         framework.load_weights({**imported.weights, **statistics})
         framework.normalizer.fit(imported.statistics)

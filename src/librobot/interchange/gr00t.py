@@ -22,6 +22,7 @@ from librobot.interchange import gr00t_config as configs
 from librobot.interchange.base import Imported, ImportOptions
 from librobot.interchange.files import read_json, read_tensors
 from librobot.interchange.gr00t_actions import (
+    NARROWEST,
     dim_names,
     joined,
     relative_groups,
@@ -163,6 +164,7 @@ def made(
         statistics=statistics if several else statistics[0],
         files=files,
         embodiments=tuple(robots) if several else None,
+        minimum_spread=NARROWEST if values.get("framework.clip_normalized") else None,
     )
 
 

@@ -17,6 +17,9 @@ from librobot.interchange.files import member
 from librobot.normalize import every_step
 from librobot.types import Dim, RobotSpec
 
+NARROWEST = 1e-8
+"""Of a dimension's half range: below it all its values are one. What is clipped to [-1, 1] may be as narrow,
+and the first actions of relative chunks are."""
 STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
 

@@ -6,7 +6,7 @@ for OFT+ `vision_backbone--*.pt`, whose layers hold FiLM beside what they were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ DIMS: tuple[tuple[str, DimKind], ...] = (
     ("roll", "ee_rotation"), ("pitch", "ee_rotation"), ("yaw", "ee_rotation"), ("gripper", "gripper"),
 )  # fmt: skip
 EXTRA = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
+CAMERAS = ("primary", "wrist", "wrist_right")
 CAMERA_SIZE = 224
 
 
@@ -57,16 +58,17 @@ def read(folder: Path, options: ImportOptions) -> Imported:
     weights = weight_map(layers).to_ours(theirs, str(folder))
     diffusion = "noisy_action_projector" in extra
     action_dim = len(statistics["action"]["q01"])
-    horizon = int(published.get("horizon", 1))
+    state_dim = 0
     if oft:
-        horizon = int(published.get("num_actions_chunk", {7: 8, 14: 25}.get(action_dim, 8)))
+        state_dim = sizes(folder, loaded, statistics, config.text_config.hidden_size)
+        horizon, cameras = chunk_and_cameras(folder, published, options)
     else:
+        horizon, cameras = 1, ("primary",)
         weights["tokens.ids"] = 31_999 - torch.arange(256)
     tokenizer = load_tokenizer(options.tokenizer or str(folder))
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     config.image_token_index = token_id(tokenizer, IMAGE)
     head = "bins_openvla" if not oft else "ddim" if diffusion else "l1"
-    state_dim = len(statistics["proprio"]["q01"]) if "proprio_projector" in extra else 0
     values: dict[str, Any] = {"framework.horizon": horizon, "vlm.film": film}
     if oft:
         values["framework.proprioception"] = bool(state_dim)
@@ -77,7 +79,7 @@ def read(folder: Path, options: ImportOptions) -> Imported:
             "head": head,
         },
         values=values,
-        spec=spec_of(published, action_dim, state_dim, statistics, options, key),
+        spec=spec_of(cameras, action_dim, state_dim, options, key),
         weights=weights,
         statistics={
             "action": statistics["action"],
@@ -147,13 +149,52 @@ def chosen_statistics(
     return key, found
 
 
-def spec_of(
-    published: Mapping[str, Any],
-    action_dim: int,
-    state_dim: int,
+def chunk_and_cameras(
+    folder: Path, published: Mapping[str, Any], options: ImportOptions
+) -> tuple[int, tuple[str, ...]]:
+    """What OFT's training code takes from its command line and writes into no file. Raises LibrobotError
+    where it is not given."""
+    horizon = published.get("num_actions_chunk", options.horizon)
+    count = published.get("num_images_in_input")
+    cameras = options.cameras if count is None else CAMERAS[: int(count)]
+    if horizon is None:
+        raise LibrobotError(
+            f"{folder}: no file of OpenVLA-OFT says how many actions a chunk has; name it by --horizon N "
+            f"(published: 8 for LIBERO, 25 for ALOHA, 5 for Bridge)"
+        )
+    if cameras is None:
+        raise LibrobotError(
+            f"{folder}: no file of OpenVLA-OFT says which pictures it reads; name them in order by --cameras "
+            f"NAME,NAME (published: primary,wrist for LIBERO, primary,wrist_left,wrist_right for ALOHA)"
+        )
+    return int(horizon), cameras
+
+
+def sizes(
+    folder: Path,
+    loaded: Mapping[str, Mapping[str, Tensor]],
     statistics: Mapping[str, Mapping[str, np.ndarray]],
-    options: ImportOptions,
-    key: str,
+    width: int,
+) -> int:
+    """The state's dimensions, 0 where the policy reads none. Raises LibrobotError where statistics are not of
+    as many dimensions as the weights."""
+    known = {part: len(own["q01"]) for part, own in statistics.items()}
+    head, proprio = bare(loaded["action_head"]), bare(loaded.get("proprio_projector", {}))
+    entering = next(x for n, x in head.items() if n.endswith("fc1.weight") and "resnet_blocks" not in n)
+    found = {"action": entering.shape[1] // width}
+    if proprio:
+        found["proprio"] = proprio["fc1.weight"].shape[1]
+    for part, dims in found.items():
+        if known.get(part) != dims:
+            raise LibrobotError(
+                f"{folder}: the weights are of {dims} {part} dimensions, its statistics of "
+                f"{known.get(part)}; choose another dataset's by --embodiment NAME"
+            )
+    return found.get("proprio", 0)
+
+
+def spec_of(
+    cameras: Iterable[str], action_dim: int, state_dim: int, options: ImportOptions, key: str
 ) -> RobotSpec:
     """An arm's six changes and its gripper where there are seven dimensions; numbers otherwise."""
     if action_dim == len(DIMS):
@@ -162,11 +203,9 @@ def spec_of(
         )
     else:
         action = tuple(Dim(f"action_{i}", kind="joint") for i in range(action_dim))
-    count = int(published.get("num_images_in_input", 2 if state_dim else 1))
-    names = ("primary", "wrist", "wrist_right")[:count]
     return RobotSpec(
         name=options.robot or key,
-        cameras=tuple(Camera(name, CAMERA_SIZE, CAMERA_SIZE) for name in names),
+        cameras=tuple(Camera(name, CAMERA_SIZE, CAMERA_SIZE) for name in cameras),
         state=tuple(Dim(f"state_{i}") for i in range(state_dim)),
         action=action,
         control_hz=options.control_hz,

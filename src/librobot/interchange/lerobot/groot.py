@@ -14,7 +14,13 @@ from librobot.errors import LibrobotError
 from librobot.interchange import gr00t_config as configs
 from librobot.interchange.base import Imported, ImportOptions
 from librobot.interchange.files import read_json, read_tensors
-from librobot.interchange.gr00t_actions import joined, relative_groups, representation, seen_actions
+from librobot.interchange.gr00t_actions import (
+    NARROWEST,
+    joined,
+    relative_groups,
+    representation,
+    seen_actions,
+)
 from librobot.interchange.gr00t_weights import weight_map, with_tied
 from librobot.interchange.lerobot.folder import ACTION, STATE, LeRobotFolder
 from librobot.types import RobotSpec
@@ -63,6 +69,7 @@ def read(folder: LeRobotFolder, options: ImportOptions) -> Imported:
         ),
         weights=weights,
         statistics=statistics,
+        minimum_spread=NARROWEST if packed.get("clip_outliers", True) else None,
         files=configs.qwen_files(options.tokenizer or configs.TOKENIZER_N17, values["vlm.num_layers"]),
     )
 
