@@ -113,31 +113,3 @@ def losses(policy, ours, batch, data, noise, time, monkeypatch):
     loss, _ = ours.compute_loss(data, noise=noise, time=time)
     loss.backward()
     return loss.item(), expected.item()
-
-
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference over the largest value."""
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
-def gradient_differences(policy, ours, names) -> dict[str, float]:
-    """Relative differences of every parameter's gradient norm, and of the gradient itself, by lerobot's
-    names."""
-    mine = {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}
-    filled = {n: mine.get(n, torch.zeros_like(p)) for n, p in ours.named_parameters()}
-    filled["vlm.model.lm_head.weight"] = filled["vlm.model.model.language_model.embed_tokens.weight"]
-    given = names.to_theirs(filled, "gradients")
-    found = {}
-    for name, parameter in policy.named_parameters():
-        if name.endswith("lm_head.weight"):
-            continue
-        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        if not expected.any():
-            assert not given[name].any(), name
-            continue
-        if name.endswith("k_proj.bias"):  # shifts all of a query's scores alike: zero, but for rounding
-            assert max(float(expected.norm()), float(given[name].norm())) < 1e-5, name
-            continue
-        norm = abs(given[name].norm() / expected.norm() - 1)
-        found[name] = max(float(norm), relative(given[name], expected))
-    return found

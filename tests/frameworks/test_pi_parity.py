@@ -9,6 +9,8 @@ import torch
 
 pytest.importorskip("lerobot")
 
+import parity
+
 import lerobot_pi
 import tiny_models
 from librobot.errors import LibrobotError
@@ -63,19 +65,16 @@ def test_the_same_loss_gradients_and_actions(kind, both, monkeypatch):
     batch = lerobot_pi.inputs(theirs, ours, data, prompts, LENGTHS[kind])
     noise, time = torch.randn(4, tiny_models.HORIZON, 8), torch.tensor([0.05, 0.4, 0.77, 1.0])
     loss, expected_loss = lerobot_pi.losses(theirs, ours, batch, data, noise, time, monkeypatch)
-    assert abs(loss / expected_loss - 1) <= 1e-5
-    differences = lerobot_pi.gradient_differences(theirs, ours, LAYOUTS[kind].weight_map())
+    differences = parity.gradient_differences(ours, theirs, LAYOUTS[kind].weight_map())
     assert len(differences) > 90
-    worst = max(differences, key=lambda name: differences[name])
-    assert differences[worst] <= 1e-5, worst
 
     expected = theirs.predict_action_chunk(batch, noise=noise)
     with torch.inference_mode():
         sampled = ours.eval().sample_actions(data.observation, noise=noise)
-    actions = lerobot_pi.relative(ours.normalizer.normalize("action", sampled), expected)
-    assert actions <= 1e-5
-    print(f"{kind}: loss {abs(loss / expected_loss - 1):.1e}, gradients {differences[worst]:.1e}", end=", ")
-    print(f"actions {actions:.1e}")
+    actions = parity.relative(ours.normalizer.normalize("action", sampled), expected)
+    parity.check(
+        kind, loss=abs(loss / expected_loss - 1), gradients=max(differences.values()), actions=actions
+    )
 
 
 def test_missing_and_empty_cameras_are_masked_on_both_sides(kind, both):
@@ -92,7 +91,7 @@ def test_missing_and_empty_cameras_are_masked_on_both_sides(kind, both):
     lacking.image_mask = {"wrist": torch.ones(4, dtype=torch.bool)}
     with torch.inference_mode():
         sampled = ours.eval().sample_actions(lacking, noise=noise)
-    assert lerobot_pi.relative(ours.normalizer.normalize("action", sampled), expected) <= 1e-5
+    assert parity.relative(ours.normalizer.normalize("action", sampled), expected) <= 1e-5
 
 
 def test_exported_weights_load_strictly_and_act_alike(kind, both, tmp_path):
@@ -111,7 +110,7 @@ def test_exported_weights_load_strictly_and_act_alike(kind, both, tmp_path):
     back.load_state_dict(after, strict=True)  # from_pretrained only prints what does not fit
     expected = theirs.predict_action_chunk(batch, noise=noise)
     actions = back.predict_action_chunk(batch, noise=noise)  # one masked camera fewer: rounding
-    assert lerobot_pi.relative(actions, expected) <= 1e-5
+    assert parity.relative(actions, expected) <= 1e-5
     for key in ("chunk_size", "max_action_dim", "image_resolution", "normalization_mapping"):
         assert getattr(back.config, key) == getattr(theirs.config, key)
     again = import_checkpoint(
