@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 import tiny_models
-from librobot.config.build import build_framework
+from librobot.config.build import build, build_framework
 from librobot.errors import LibrobotError
 from librobot.frameworks.groot import FormalPrompt
 from librobot.nn.vision_language_dit import Sights
@@ -23,9 +23,11 @@ NARROW = RobotSpec(
 )
 PUBLISHED = {  # parameters of the hub's files
     "groot_n15": ("eagle25", 2_724_163_520),
+    "groot_n16": ("eagle_block2a", 3_286_608_832),
     "groot_n17": ("cosmos_reason2", 3_455_180_928),
 }
-TIED_COPY = 151_936 * 2048  # N1.7's file holds the embedding a second time, as the output layer
+# N1.6's and N1.7's files hold the embedding a second time, as the output layer.
+TIED_COPY = {"groot_n16": 151_680 * 2048, "groot_n17": 151_936 * 2048}
 
 
 def noise_for(framework, size=4):
@@ -318,5 +320,20 @@ def test_the_number_of_parameters_is_the_published_one(name):
         framework = build_framework(OmegaConf.create(plain), WIDE)
     count = sum(parameter.numel() for parameter in framework.parameters())
     own = sum(p.numel() for n, p in framework.named_parameters() if not n.startswith("vlm."))
-    assert count + (TIED_COPY if name == "groot_n17" else 0) == published
-    assert own == {"groot_n15": 1_068_806_144, "groot_n17": 1_620_515_968}[name]
+    assert count + TIED_COPY.get(name, 0) == published
+    assert own == {"groot_n15": 1_068_806_144, "groot_n16": 1_418_624_000, "groot_n17": 1_620_515_968}[name]
+
+
+@torch.no_grad()
+def test_n16_reads_squares_of_patches():
+    """Eagle-Block2A's features are torch's pixel_unshuffle of the tower's, through a norm and an MLP."""
+    vlm = build(OmegaConf.create(tiny_models.node("vlm", "eagle_block2a_tiny")), "vlm").eval()
+    pixels = torch.randn(2, 3, 56, 56)
+    seen = vlm.model.model.vision_tower(pixels).last_hidden_state
+    squares = torch.nn.functional.pixel_unshuffle(seen.mT.unflatten(2, (4, 4)), 2).flatten(2).mT
+    expected = vlm.model.model.multi_modal_projector(squares)
+    assert expected.shape == (2, vlm.tokens_per_picture(), 64)
+    torch.testing.assert_close(torch.stack(vlm.model.features(pixels).pooler_output), expected)
+    framework = tiny_models.build("groot_n16", vlm="eagle_block2a_tiny").eval()
+    actions = framework.sample_actions(tiny_models.batch().observation, noise=noise_for(framework))
+    assert actions.isfinite().all()

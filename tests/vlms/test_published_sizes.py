@@ -16,6 +16,7 @@ from librobot.config.build import build
 PUBLISHED = {
     "cosmos_reason2": 1_523_500_032,  # its part of GR00T N1.7, whose file holds the tied embedding twice
     "eagle25": 1_655_357_376,  # its part of GR00T N1.5
+    "eagle_block2a": 1_557_344_192,  # its part of GR00T N1.6, whose file holds the tied embedding twice
     "florence2": 231_567_705,
     "florence2_large": 776_721_497,
     "internvl2": 2_206_000_000,
