@@ -67,6 +67,8 @@ def launch_job(cfg: DictConfig, number: int, overrides: list[str]) -> float | No
     run_dir = Path(cfg.run_dir)
     job = jobs.begin(run_dir, number, overrides, cfg.objective)
     code, errors = train(cfg, prune=run_dir / jobs.PRUNE)
+    if (run_dir / jobs.PRUNE).exists() and is_finished(cfg):
+        code = 0  # it came to its end before it was told to stop
     interrupted = code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
     if interrupted and (run_dir / jobs.PRUNE).exists():
         job.end(run_dir, "pruned", exit_code=code)
@@ -77,9 +79,7 @@ def launch_job(cfg: DictConfig, number: int, overrides: list[str]) -> float | No
         raise SystemExit(code)  # a sweep's later jobs are not wanted either
     if code != 0:
         job.end(run_dir, "failed", exit_code=code, error=errors or f"exit code {code}")
-        raise JobFailed(
-            f"job {number} failed with exit code {code} (what went wrong is printed above): {cfg.run_dir}"
-        )
+        raise JobFailed(f"job {number} failed with exit code {code}, {cfg.run_dir}: {errors or 'no message'}")
     try:
         value = objective(cfg) if cfg.objective else None
     except LibrobotError as error:

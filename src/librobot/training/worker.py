@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the launcher dies, even by SIGKILL: nobody would wait for this run."""
+    """Have the kernel send SIGTERM when the launcher dies, even by SIGKILL: nobody waits for this run."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))

@@ -59,8 +59,8 @@ def history(sweep: Sweep) -> Figure:
 
 def curves(sweep: Sweep) -> Figure | None:
     """The objective while jobs trained."""
-    rows = [row for row in sweep.rows if len(row.reports) > 1]
-    if not rows:
+    rows = [row for row in sweep.rows if row.reports]
+    if not any(len(row.reports) > 1 for row in rows):
         return None
     figure, axes = _figure()
     best = sweep.ranked[0].job.number if sweep.finished else None
