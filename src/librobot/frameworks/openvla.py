@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,6 +29,7 @@ from librobot.frameworks.language_decoder import (
     ActionTokens,
     LanguageDecoder,
     number_of_tokens,
+    token_lengths,
     write_in_words,
     writing_vlm,
 )
@@ -117,6 +119,10 @@ class OpenVLA(Framework):
         observation = cropped(self.prepare(observation), self.crop, random=self.training)
         assert self.vlm is not None
         return self.vlm(observation, layers=(-1,))
+
+    def token_lengths(self, prompts: Sequence[str], state: Tensor, actions: Tensor) -> np.ndarray:
+        """For batches of samples of like length (`data.bucket`)."""
+        return token_lengths(self, prompts, state, actions)
 
     def prompt_writer(self) -> Question:
         return Question()

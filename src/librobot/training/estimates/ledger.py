@@ -42,6 +42,8 @@ class Ledger(TorchDispatchMode):
     operations are counted.
     """
 
+    supports_higher_order_operators = True  # what is inside of them is not seen
+
     def __init__(self, memory: bool = True) -> None:
         super().__init__()
         self.memory = memory
@@ -54,7 +56,7 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        count = FLOPS.get(func._overloadpacket)
+        count = FLOPS.get(getattr(func, "_overloadpacket", None))
         if count is not None:
             number = int(count(*args, **kwargs, out_val=out))
             # A backward pass records nothing, unless it runs a part of the forward pass again.
