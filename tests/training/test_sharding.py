@@ -195,9 +195,12 @@ def test_a_sharded_checkpoint_acts_as_its_consolidated_file(framework, long, tmp
 def test_episodes_validation_and_gradient_norms_in_two_processes(name, long):
     ours, theirs = rows(long / "watched" / name), rows(long / "watched/cpu")
     assert_same_losses(long / "watched" / name, long / "watched/cpu")
-    for column, tolerance in {"eval/success": 0.26, "grad_norm/all": 1e-3, "val/loss": 1e-2}.items():
+    columns = {"eval/success": 0.26, "grad_norm/all": 1e-3}
+    if name == "tp":  # otherwise each process validates other samples with the same noise
+        columns["val/loss"] = 1e-4
+    for column, tolerance in columns.items():
         values = [[float(row[column]) for row in found if row[column]] for found in (ours, theirs)]
-        assert len(values[0]) >= 2
+        assert len(values[0]) == len(values[1]) >= 1
         np.testing.assert_allclose(values[0], values[1], rtol=0, atol=tolerance, err_msg=column)
 
 

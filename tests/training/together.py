@@ -1,9 +1,10 @@
 """Small runs in several processes: `python together.py STAGES.json` imports everything once and forks them.
 
 A stage is {"count", "jobs"}, a job {"framework", "run_dir", "overrides"}; jobs run one after another, each in
-`count` processes on the CPU. What `small_runs.fit` raises ends its job and is written to RUN_DIR/errorRANK.txt.
+`count` processes on the CPU. What `small_runs.fit` raises ends its job, and RUN_DIR/errorRANK.txt says it.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -14,6 +15,9 @@ import traceback
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PRELOADED = [f"librobot.frameworks.{name}" for name in ("act", "pi0")]
+PRELOADED += [f"librobot.training.callbacks.{name}" for name in ("ema", "rollouts", "statistics")]
+PRELOADED += ["librobot.data.sources.lerobot", "librobot.vlms.tiny", "librobot.heads.flow_matching"]
 
 
 def free_port() -> int:
@@ -86,8 +90,8 @@ def forked(dataset: Path, count: int, jobs: list[dict]) -> bool:
 
 
 def main(file: str) -> int:
-    import small_runs  # noqa: F401  all that is heavy, once
-
+    for module in ("small_runs", *PRELOADED):  # all that is heavy, once
+        importlib.import_module(module)
     plan = json.loads(Path(file).read_text())
     for one in plan["stages"]:
         if not forked(Path(plan["dataset"]), one["count"], one["jobs"]):

@@ -7,6 +7,7 @@ holds, so that any number of processes reads them, one included, whatever number
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def read_rest(folder: Path) -> dict[str, Any]:
 def read_into(folder: Path, tensors: dict[str, Any], *, alone: bool = False) -> None:
     """Fill tensors, spread over processes or not, in place; `alone` says that there is no other process."""
     try:
-        dcp.load(tensors, storage_reader=FileSystemReader(folder), no_dist=alone)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is meant
+            dcp.load(tensors, storage_reader=FileSystemReader(folder), no_dist=alone)
     except Exception as error:
         raise LibrobotError(f"{folder}: the sharded checkpoint cannot be read: {error}") from error
 

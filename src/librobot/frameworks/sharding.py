@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -237,6 +237,13 @@ def spread_like(whole: Tensor, like: Tensor) -> Tensor:
     )
 
 
+def reshard(module: nn.Module) -> None:
+    """Let every process hold its parts alone: after a forward pass without a backward one some are whole."""
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()
+
+
 def clip_norm(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
     """Scale all gradients so that their common norm is at most `largest`; the norm before.
 
@@ -261,5 +268,10 @@ def alike(tensors: Sequence[Any]) -> Iterator[list[Any]]:
     """The tensors in groups that are spread over the same mesh."""
     groups: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
-        groups.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
+        groups.setdefault(mesh_of(tensor), []).append(tensor)
     yield from groups.values()
+
+
+def mesh_of(tensor: Tensor) -> Any:
+    """The mesh that a tensor is spread over, None where it is whole."""
+    return tensor.device_mesh if isinstance(tensor, DTensor) else None

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from librobot.errors import LibrobotError
 from librobot.frameworks.checkpoint import AVERAGE
-from librobot.frameworks.sharding import full, spread_like
+from librobot.frameworks.sharding import full, mesh_of, reshard, spread_like
 from librobot.training.strategies import keeps_parts
 
 
@@ -111,9 +111,12 @@ class EMA(Callback):
         """One step of the average."""
         parameters = dict(pl_module.named_parameters())
         names = self.follow(pl_module)
-        weights: Any = [parameters[name].detach().float() for name in names]
-        if names:
-            get_ema_multi_avg_fn(decay)([self.average[name] for name in names], weights, None)
+        groups: dict[Any, list[str]] = {}  # kernels over many tensors take only tensors that are spread alike
+        for name in names:
+            groups.setdefault(mesh_of(parameters[name]), []).append(name)
+        for own in groups.values():
+            weights: Any = [parameters[name].detach().float() for name in own]
+            get_ema_multi_avg_fn(decay)([self.average[name] for name in own], weights, None)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.put_in(pl_module)
@@ -124,6 +127,7 @@ class EMA(Callback):
     @torch.no_grad()
     def put_in(self, pl_module: LightningModule) -> None:
         """Put the average in the weights' place, until `take_out`."""
+        reshard(pl_module)
         parameters = dict(pl_module.named_parameters())
         for name, average in self.average.items():
             self.trained[name] = parameters[name].detach().clone()
@@ -132,6 +136,7 @@ class EMA(Callback):
     @torch.no_grad()
     def take_out(self, pl_module: LightningModule) -> None:
         """Put the trained weights back."""
+        reshard(pl_module)
         parameters = dict(pl_module.named_parameters())
         for name, weights in self.trained.items():
             parameters[name].copy_(weights)
