@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from librobot.data.grippers import gripper_problems
 from librobot.data.metadata import Metadata
 from librobot.data.sources.base import Source
 from librobot.data.tables import read_columns
@@ -19,6 +20,10 @@ JUMP_FACTOR = 10.0
 """A change between two steps is a jump above so many times the 95th percentile of a dimension's changes."""
 JUMP_SHARE = 0.5
 """... and above this share of the dimension's whole range."""
+STRETCH = 8
+"""Frames in a row, in the middle of an episode, that are looked at for repeated pictures."""
+MOVED = 0.01
+"""A step moves the robot where a state changes by this share of its range."""
 BLACK = 8
 """A picture whose brightest pixel is below this is black."""
 
@@ -38,13 +43,14 @@ class Finding:
 
 
 def check(source: Source, *, pictures: int = 3, show: bool = True) -> list[Finding]:
-    """Everything found: constant dimensions, jumps, episodes of one frame, empty instructions, black cameras,
-    frozen ones, pictures that cannot be read (`pictures` of each episode are looked at), and, of a
-    LeRobotDataset, timestamps that are not frame_index / fps and videos longer than their episodes.
+    """Everything found: constant dimensions, jumps, grippers (see `gripper_problems`), episodes of one frame,
+    empty instructions, black cameras, frozen ones, pictures that cannot be read (`pictures` of each episode
+    are looked at), pictures that come twice while the robot moves (dropped frames), and, of a LeRobotDataset,
+    timestamps that are not frame_index / fps and videos longer than their episodes.
 
     Values that are not finite, missing and truncated files raise LibrobotError when the source is opened.
     """
-    findings = [*_vectors(source), *_episodes(source)]
+    findings = [*_vectors(source), *_grippers(source), *_episodes(source)]
     metadata = getattr(source, "metadata", None)
     if isinstance(metadata, Metadata):
         findings += [*_timestamps(metadata), *_videos(metadata)]
@@ -81,6 +87,15 @@ def _vectors(source: Source) -> Iterator[Finding]:
                     f"({len(jumps)} such jumps)",
                     tuple(np.unique(owner[jumps + 1]).tolist()),
                 )
+
+
+def _grippers(source: Source) -> Iterator[Finding]:
+    lengths = source.episode_lengths
+    rows = np.arange(int(lengths.sum()))
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    dims = (source.spec.state, source.spec.action)
+    for where, what, episodes in gripper_problems(source.states(rows), source.actions(rows), dims, owner):
+        yield Finding("gripper", where, what, episodes)
 
 
 def _episodes(source: Source) -> Iterator[Finding]:
@@ -133,12 +148,15 @@ def _pictures(source: Source, count: int, show: bool) -> Iterator[Finding]:
     if not source.spec.cameras or count < 1:
         return
     lengths = source.episode_lengths
+    states = source.states(np.arange(int(lengths.sum())))
+    spread = np.ptp(states, axis=0) if states.size else np.zeros(states.shape[1])
     with ProgressBar("looking at pictures", len(lengths), show=show) as progress:
         for episode, (begin, length) in enumerate(zip(np.cumsum(lengths) - lengths, lengths, strict=True)):
             rows = begin + np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
             progress.advance(1)
+            stretch = begin + np.arange(max(0, (length - STRETCH) // 2), min(length, (length + STRETCH) // 2))
             try:
-                images = source.images(rows)
+                images, near = source.images(rows), source.images(stretch)
             except LibrobotError as error:
                 yield Finding("picture", f"episode {episode}", str(error), (episode,))
                 continue
@@ -149,3 +167,18 @@ def _pictures(source: Source, count: int, show: bool) -> Iterator[Finding]:
                     yield Finding("black", where, "every picture looked at is black", (episode,))
                 elif moved and len(rows) > 2 and (frames == frames[:1]).all():
                     yield Finding("frozen", where, "does not change, the state does", (episode,))
+                elif len(twice := _repeated(near[name], states[stretch], spread)):
+                    yield Finding(
+                        "repeated",
+                        f"{where}, frame {int(stretch[twice[0] + 1] - begin)}",
+                        f"the picture of the frame before again, while the robot moves ({len(twice)} of "
+                        f"{len(stretch) - 1} frames looked at): dropped frames",
+                        (episode,),
+                    )
+
+
+def _repeated(frames: np.ndarray, states: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """The steps in which the robot moves and the picture stays exactly as it is."""
+    same = (frames[1:] == frames[:-1]).all(axis=(1, 2, 3))
+    moves = (np.abs(np.diff(states, axis=0)) > MOVED * np.where(spread > 0, spread, np.inf)).any(axis=1)
+    return np.flatnonzero(same & moves)
