@@ -72,7 +72,12 @@ class RayLauncher(Launcher):
     """Jobs on Ray's workers; the options are those of conf/hydra/launcher/ray.yaml."""
 
     def __init__(self, address: str | None, workers: int | None, num_cpus: int, num_gpus: float) -> None:
-        self.options = {"address": address, "workers": workers, "num_cpus": num_cpus, "num_gpus": num_gpus}
+        self.options: dict[str, Any] = {
+            "address": address,
+            "workers": workers,
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+        }
         self.given: dict[str, Any] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
