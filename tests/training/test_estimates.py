@@ -10,7 +10,7 @@ from librobot.config.compose import compose
 from librobot.errors import LibrobotError
 from librobot.training.estimates import before
 from librobot.training.estimates.chips import CHIPS, chip_of, parse_devices
-from librobot.training.estimates.estimate import advice, estimate, on_device
+from librobot.training.estimates.estimate import Estimate, advice, estimate, on_device
 from librobot.training.estimates.ledger import Ledger
 from librobot.training.estimates.report import warnings_of
 from librobot.training.estimates.sharding import shares_of
@@ -128,11 +128,26 @@ def test_devices_are_named_and_checked():
 
 
 def test_a_batch_that_does_not_fit_is_said_before_training(monkeypatch):
-    cfg = configuration([*ACT, "data.batch_size=4"])
-    found = estimate(cfg)
+    cfg = compose([*ACT, "data.batch_size=4"])
+    device = on_device(COST, None, 1, cfg.trainer, 4, 0.4)
+    found = Estimate(COST, 4, "32-true", 0.4, (device,), ())
+    assert device.peak == COST.peak
+    assert device.fits
     assert warnings_of(found, cfg) == []
-    policy = nn.Linear(4, 4)
-    monkeypatch.setattr(before, "host_memory", lambda: 1e-9 * 100)
-    with pytest.warns(UserWarning, match=r"does not fit: a step takes .* which has 1e-07 GB; what helps"):
+    asked = []
+
+    def estimated(cfg, devices, mfu):
+        asked.append(devices)
+        return Estimate(COST, 4, "32-true", mfu, (on_device(COST, *devices[0], cfg.trainer, 4, mfu),), ())
+
+    monkeypatch.setattr(before, "estimate", estimated)
+    monkeypatch.setattr(before, "host_memory", lambda: 1e-9 * 7000)
+    policy = nn.Linear(100, 4)
+    with pytest.warns(
+        UserWarning, match=r"a step takes 8e-06 GB on each cpu, which has 7e-06 GB; what helps"
+    ):
         before.warn_of_misfit(cfg, policy)
-    assert advice(cfg, found.cost)[0] != ""
+    assert advice(cfg, COST)[0] == "data.batch_size=2 trainer.accumulate_grad_batches=2"
+    asked.clear()
+    before.warn_of_misfit(cfg, nn.Linear(1, 1))  # too small to be worth an estimate
+    assert asked == []

@@ -1,6 +1,7 @@
 """The range test over learning rates and the largest batch that fits."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import open_dict
@@ -30,7 +31,29 @@ def test_a_learning_rate_between_too_small_and_too_large(dataset, tmp_path, caps
     assert {path.name for path in tmp_path.iterdir()} >= {"lr.json", "lr.png", "config.yaml"}
 
 
-def test_the_largest_batch_that_fits(dataset, tmp_path, monkeypatch, capsys):
+def test_the_largest_batch_that_fits(monkeypatch, capsys):
+    cfg = compose([*tiny(), "trainer.accelerator=cpu"])
+
+    def estimated(cfg, devices):
+        size = cfg.data.batch_size  # beyond 150 a little more than a line
+        device = SimpleNamespace(peak=1e6 + 2e5 * size + (1e6 if size > 150 else 0))
+        return SimpleNamespace(devices=[device])
+
+    monkeypatch.setattr(finders, "estimate", estimated)
+    monkeypatch.setattr(finders, "host_memory", lambda: 0.02)
+    assert finders.find_batch_size(cfg) == 85  # of (18 - 1) / 0.2
+    monkeypatch.setattr(finders, "host_memory", lambda: 0.04)
+    size = finders.find_batch_size(cfg)
+    assert 150 < size < 175
+    assert estimated(cfg, None).devices[0].peak <= 0.9 * 0.04e9
+    assert f"data.batch_size={size} takes" in capsys.readouterr().out
+    monkeypatch.setattr(finders, "host_memory", lambda: 1e-6)
+    with pytest.raises(LibrobotError, match="one sample takes"):
+        finders.find_batch_size(cfg)
+
+
+@pytest.mark.slow
+def test_the_largest_batch_that_fits_by_real_estimates(dataset, tmp_path, monkeypatch):
     cfg = configuration(dataset, tmp_path, "trainer.accelerator=cpu")
     free = 0.04
     monkeypatch.setattr(finders, "host_memory", lambda: free)
@@ -42,7 +65,3 @@ def test_the_largest_batch_that_fits(dataset, tmp_path, monkeypatch, capsys):
             cfg.data.batch_size = number
         peaks.append(estimate(cfg).cost.peak / 1e9)
     assert peaks[0] <= 0.9 * free < peaks[1]
-    assert f"data.batch_size={size} takes" in capsys.readouterr().out
-    monkeypatch.setattr(finders, "host_memory", lambda: 1e-6)
-    with pytest.raises(LibrobotError, match="one sample takes"):
-        finders.find_batch_size(cfg)

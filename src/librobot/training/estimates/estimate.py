@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from librobot.config.build import build
 from librobot.config.check import check
-from librobot.training.estimates.chips import Chip, host_memory
+from librobot.training.estimates.chips import CHIPS, Chip, host_memory
 from librobot.training.estimates.sharding import Shares, shares_of
 from librobot.training.estimates.step import StepCost, eight_bit_state, step_cost
 from librobot.training.estimates.subject import make_batch, make_policy, offline, robot_of
@@ -156,7 +156,7 @@ def on_device(
     for kind, aside in ((0, shares.host_weights), (2, shares.host_optimizer)):
         if aside:
             host, peak = host + held[kind], peak - held[kind]
-    if chip is not None:
+    if chip is not None and chip.name in CHIPS:  # of another one the memory is what is free already
         peak += CONTEXT
     seconds = None
     rate = None if chip is None else chip.peak(precision)
