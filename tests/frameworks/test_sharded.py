@@ -38,4 +38,5 @@ def test_every_framework_over_two_processes():
     for name, differences in found.items():
         assert differences["loss"] < 1e-5, name
         assert differences["gradients"] < 1e-3, name
+        assert differences["compared"] > 10, name
         assert differences["held"] < 0.6, name

@@ -203,7 +203,8 @@ def check_divides(name: str, block: nn.Module, plan: dict[str, Split], parts: in
 
 
 def fill(framework: Framework, weights: dict[str, Tensor], device: torch.device) -> None:
-    """Hand the first process's weights out, one parameter at a time; its own copies are freed on the way."""
+    """Hand the first process's weights out, one parameter at a time; its own copies are freed on the way.
+    Buffers become the first process's too."""
     with torch.no_grad():
         for name, parameter in framework.named_parameters():
             whole = weights.pop(name)
@@ -212,6 +213,10 @@ def fill(framework: Framework, weights: dict[str, Tensor], device: torch.device)
             dist.broadcast(whole, src=0)
             local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
             local.copy_(own_part(whole, parameter))
+        for buffer in framework.buffers():  # which may have been drawn at random
+            same = buffer.contiguous()
+            dist.broadcast(same, src=0)
+            buffer.copy_(same)
 
 
 def own_part(whole: Tensor, like: Tensor) -> Tensor:
