@@ -70,6 +70,7 @@ class EvalConfig:
     controls: list[str] = MISSING
     control_episodes: int | None = None
     videos_per_kind: int = MISSING
+    wandb: bool = False
     env: Group = MISSING
 
 

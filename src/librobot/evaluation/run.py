@@ -19,6 +19,7 @@ from librobot.evaluation.episode import EpisodeResult
 from librobot.evaluation.report import print_table, write_report
 from librobot.evaluation.rollout import BatchPolicy, ExpertPolicy, TimedPolicy, check_fit, evaluate_policy
 from librobot.evaluation.statistics import latency, summarise
+from librobot.evaluation.wandb_run import record_evaluation
 from librobot.policy import Policy, checkpoint_file
 from librobot.sim.base import Suite
 
@@ -63,8 +64,20 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     resolved = OmegaConf.to_yaml(OmegaConf.create(plain | {"env": env}), resolve=True)
     page = write_report(folder, result, main, fps=suite.spec.control_hz, config=resolved)
+    if cfg.wandb:
+        trained = policy.config if isinstance(policy, Policy) else {}
+        record_evaluation(
+            result, {str(k): v for k, v in plain.items()}, folder, checkpoint, trained, recorded(folder, main)
+        )
     print_table(result, page)
     return result
+
+
+def recorded(folder: Path, episodes: list[EpisodeResult]) -> dict[Path, EpisodeResult]:
+    """The videos that the report has written, and whose they are."""
+    shown = [episode for episode in episodes if episode.frames]
+    paths = [next((folder / "videos").glob(f"*_{episode.seed}_*.mp4"), None) for episode in shown]
+    return {path: episode for path, episode in zip(paths, shown, strict=True) if path is not None}
 
 
 def check_options(cfg: DictConfig) -> None:

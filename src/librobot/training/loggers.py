@@ -1,25 +1,23 @@
-"""Where metrics go: a CSV file that survives resuming, and W&B without an account."""
+"""Where metrics go: a CSV file that survives resuming, W&B without an account, TensorBoard, MLflow."""
 
 from __future__ import annotations
 
 import csv
-import inspect
 import os
 import secrets
 import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning.pytorch.loggers import Logger
 
 from librobot.errors import require
-
-if TYPE_CHECKING:
-    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from librobot.evaluation.wandb_run import NOTE, Keep, check_keep, is_offline
+from librobot.training.trackers import MLflowRun, TensorBoardRun, WandbRun
 
 
 class CSVLogger(Logger):
@@ -102,27 +100,30 @@ def wandb_logger(
     group: str | None = None,
     tags: list[str] | None = None,
     offline: bool | None = None,
-) -> WandbLogger:
-    """Lightning's W&B logger. `offline=null` means: online where an API key is configured, offline otherwise.
+    checkpoints: Keep = "reference",
+) -> WandbRun:
+    """A W&B run. `offline=null` means: online where an API key is configured, offline otherwise.
 
-    A resumed run goes on in the same W&B run, whose id is kept in `save_dir`/wandb_id.
+    A resumed run goes on in the same W&B run, whose id is kept in `save_dir`/wandb_id. `checkpoints` says
+    what becomes of the last and the best one at the end: none; reference (an artifact that says where the
+    file is, with its checksum); upload.
     """
     wandb = require("wandb", "wandb")
-    from lightning.pytorch.loggers import WandbLogger
-
+    check_keep(checkpoints, "logger.wandb.checkpoints")
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if offline is None:
-        offline = os.environ.get("WANDB_MODE") == "offline" or not has_account(wandb)
+        offline = is_offline(wandb)
         if offline:
             rank_zero_info(
                 f"W&B: no API key is configured, so the run is kept in {folder / 'wandb'} "
                 f"(send it later with `wandb sync`); log in with `wandb login`"
             )
-    note = folder / "wandb_id"
+    note = folder / NOTE
     if not note.exists():
-        note.write_text(secrets.token_hex(4))
-    return WandbLogger(
+        note.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))  # an agent's, in a W&B sweep
+    return WandbRun(
+        checkpoints=checkpoints,
         save_dir=save_dir,
         project=project,
         name=name,
@@ -130,23 +131,47 @@ def wandb_logger(
         group=group,
         tags=tags,
         offline=offline,
+        mode="offline" if offline else None,
         id=note.read_text().strip(),
         resume="allow",
+        job_type="training",
     )
 
 
-def has_account(wandb: ModuleType) -> bool:
-    """Whether W&B knows who the user is; asks nobody, neither the user nor the network."""
-    if "prompt" in inspect.signature(wandb.login).parameters:  # since the autumn of 2026
-        return bool(wandb.login(prompt=False, verify=False))
-    return wandb.api.api_key is not None
-
-
-def tensorboard_logger(save_dir: str) -> TensorBoardLogger:
-    """Lightning's TensorBoard logger, writing into `save_dir` itself; a resumed run adds a file there."""
+def tensorboard_logger(save_dir: str) -> TensorBoardRun:
+    """TensorBoard's event files in `save_dir` itself; a resumed run adds a file there."""
     require("tensorboard", "all")
     # TensorBoard imports all of tensorflow where it finds it (the extra rlds brings it), but for this.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-    from lightning.pytorch.loggers import TensorBoardLogger
+    return TensorBoardRun(save_dir=save_dir, name="", version="", default_hp_metric=False)
 
-    return TensorBoardLogger(save_dir=save_dir, name="", version="", default_hp_metric=False)
+
+def mlflow_logger(
+    save_dir: str,
+    tracking_uri: str,
+    artifacts: str | None = None,
+    experiment: str = "librobot",
+    name: str | None = None,
+    tags: dict[str, str] | None = None,
+    checkpoints: Keep = "reference",
+) -> MLflowRun:
+    """An MLflow run in the store at `tracking_uri`: a server, or a local sqlite:/// file.
+
+    `artifacts` is the folder for files of a new experiment, null the store's own. A resumed run goes on in
+    the same MLflow run, whose id is kept in `save_dir`/mlflow_id. `checkpoints` as in `wandb_logger`; a
+    reference is a tag with the path.
+    """
+    require("mlflow", "mlflow")
+    check_keep(checkpoints, "logger.mlflow.checkpoints")
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    if tracking_uri.startswith("sqlite:///"):
+        Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return MLflowRun(
+        note=Path(save_dir) / "mlflow_id",
+        checkpoints=checkpoints,
+        experiment_name=experiment,
+        run_name=name,
+        tracking_uri=tracking_uri,
+        tags=tags,
+        artifact_location=None if artifacts is None else Path(artifacts).absolute().as_uri(),
+    )

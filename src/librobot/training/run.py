@@ -34,6 +34,7 @@ from librobot.training.estimates.before import warn_of_misfit
 from librobot.training.strategies import check_machine, is_first_process, shards
 from librobot.training.sweeps.jobs import JOB
 from librobot.training.sweeps.reports import Reports
+from librobot.training.trackers import keep_checkpoints
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
@@ -48,6 +49,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     trainer.fit(framework, datamodule=datamodule, ckpt_path=cfg.ckpt, weights_only=True if cfg.ckpt else None)
     metrics = final_metrics(trainer)
     if trainer.is_global_zero:
+        keep_checkpoints(trainer.loggers, Path(cfg.run_dir) / "checkpoints", trainer.global_step)
         report(Path(cfg.run_dir), metrics)
     return metrics
 

@@ -20,12 +20,14 @@ from librobot.evaluation.episode import EpisodeResult
 from librobot.evaluation.rollout import check_fit, evaluate_policy
 from librobot.evaluation.statistics import summarise
 from librobot.evaluation.video import write_videos
+from librobot.evaluation.wandb_run import caption
 from librobot.frameworks.base import Framework
 from librobot.policy import Policy
 from librobot.sim.base import Suite
 from librobot.training.callbacks.checkpoints import is_last_step
 from librobot.training.callbacks.ema import EMA
 from librobot.training.callbacks.statistics import Throughput
+from librobot.training.trackers import show_videos
 
 
 class Rollouts(Callback):
@@ -145,14 +147,25 @@ class Rollouts(Callback):
         finally:
             leader.send(None)
         if any(result.frames for result in self.results):
-            write_videos(
-                self.results, self.folder / f"step={trainer.global_step:08d}", self.suite.spec.control_hz
-            )
+            folder = self.folder / f"step={trainer.global_step:08d}"
+            paths = write_videos(self.results, folder, self.suite.spec.control_hz)
+            self.show(trainer, paths)
         summary = summarise(self.results)
         values = {"eval/success": float(summary["success"])}
         if len(summary["tasks"]) > 1:
             values |= {f"eval/success/{kind}": float(t["success"]) for kind, t in summary["tasks"].items()}
         return values
+
+    def show(self, trainer: Trainer, paths: Mapping[int, Path]) -> None:
+        """Give the videos to the loggers, numbered within their kind of task."""
+        assert self.suite is not None
+        videos: dict[str, tuple[Path, str]] = {}
+        for result in self.results:
+            if result.index in paths:
+                number = sum(name.startswith(f"{result.kind}/") for name in videos)
+                videos[f"{result.kind}/{number}"] = (paths[result.index], caption(result))
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        show_videos(trainer.loggers, videos, step, self.suite.spec.control_hz)
 
 
 class Origin:
