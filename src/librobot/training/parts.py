@@ -120,11 +120,11 @@ def read_parts(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer])
                 continue
             like = in_order[int(number)][int(parameter)]
         if kind != "weights":
-            fits = like is not None and like.shape == stored.size
             dtype = stored.properties.dtype
-            tensors[place] = (
-                torch.empty_like(like, dtype=dtype) if fits else torch.empty(stored.size, dtype=dtype)
-            )
+            if like is not None and like.shape == stored.size:
+                tensors[place] = torch.empty_like(like, dtype=dtype)
+            else:
+                tensors[place] = torch.empty(stored.size, dtype=dtype)
     with torch.no_grad():
         read_into(folder, tensors)
     checkpoint = put_together({n: t for n, t in tensors.items() if n not in weights}, read_rest(folder))

@@ -104,7 +104,8 @@ class VLM(nn.Module):
     """A backbone: a subclass sets the four attributes below and implements `forward`.
 
     `has_cache` False is an encoder whose context is hidden states alone (`keys` and `values` are empty): a
-    denoiser projects its own (`librobot.nn.learned_cache`). `geometry` is then the encoder's.
+    denoiser projects its own (`librobot.nn.learned_cache`). `geometry` is then the encoder's. `stops_early`
+    says whether a pass may leave its last block in the middle; whoever wraps blocks sets it to False.
     `blocks` are the repeated layers, for sharding, activation checkpointing and compilation. Cameras are
     taken in the order of the observation's dictionary; `Framework.prepare` puts them into the robot's own
     order.
@@ -115,6 +116,7 @@ class VLM(nn.Module):
     processor: Processor
     blocks: nn.ModuleList
     has_cache: bool = True
+    stops_early: bool = False
 
     def forward(self, observation: Observation, *, layers: Sequence[int] = (-1,)) -> Context:
         """Run the prefix. `observation.inputs` must hold what `processor` returned.

@@ -13,6 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from librobot.errors import LibrobotError
+from librobot.training.callbacks.checkpoints import settle
 from librobot.training.checkpoints import AtomicCheckpointIO
 
 HINT = "the address's protocol needs its package (s3://: s3fs, gs://: gcsfs, sftp://: paramiko)"
@@ -101,6 +102,6 @@ class Upload(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         thread, self.thread = self.thread, None
         if thread is not None:
-            trainer.strategy.checkpoint_io.wait()
+            settle(trainer)
             self.waiting.put(None)
             thread.join()
