@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -217,14 +216,19 @@ def test_other_formats_are_written_anew(
         write_parts(merged([zarr, LeRobotSource(tmp_path / "c")]), tmp_path / "d", show=False)
 
 
-def test_the_commands(tmp_path: Path, image_dataset: Path) -> None:
+def test_the_commands(
+    tmp_path: Path,
+    image_dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     source = LeRobotSource(image_dataset)
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> str:
-        program = [sys.executable, "-m", "librobot.cli.data", *arguments]
-        done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return done.stderr
+        monkeypatch.setattr(sys, "argv", ["librobot-data", *arguments])
+        command()
+        return capsys.readouterr().err
 
     assert "4 episodes, copied as they are" in run("merge", str(image_dataset), "m")
     run("filter", "m", "f", "--instruction", "cube", "--min-length", "6")
