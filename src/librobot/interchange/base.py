@@ -89,7 +89,7 @@ def import_checkpoint(
     ):
         if wanted is not None and wanted != found:
             raise LibrobotError(
-                f"{folder}: its own {name} are {found}, and --{name} says {wanted}; leave it out"
+                f"{folder}: {name} is {found} by its own files, and {wanted} by --{name}; leave that out"
             )
     contents: dict[str, Any] = {"state_dict": framework.state_dict()}
     framework.on_save_checkpoint(contents)
