@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from librobot.bench import _lerobot_backbones as backbones
 from librobot.errors import require
 from librobot.frameworks.base import Framework
 from librobot.interchange.lerobot import policy_module
@@ -46,6 +47,11 @@ class Peer:
             yield
 
     def to(self, dtype: torch.dtype) -> None:
+        """lerobot keeps parts of pi0 and pi0.5 in single precision, and so what they are given."""
+        inner: Any = getattr(getattr(self.policy, "model", None), "paligemma_with_expert", None)
+        if hasattr(inner, "to_bfloat16_for_selected_params"):
+            inner.to_bfloat16_for_selected_params("bfloat16" if dtype == torch.bfloat16 else "float32")
+            return
         self.policy.to(dtype)
         self.batch = {
             name: value.to(dtype) if value.is_floating_point() else value
@@ -64,12 +70,23 @@ class Peer:
         return self.policy.predict_action_chunk(batch)
 
 
+class GrootPeer(Peer):
+    """Its model, without the processors around it."""
+
+    def loss(self, noise: Tensor, time: Tensor) -> Tensor:
+        return backbones.groot_loss(self.policy, self.batch, noise, time)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return backbones.groot_sample(self.policy, self.batch, noise)
+
+
 def peer_of(name: str, ours: Framework, data: Batch) -> Peer:
     """lerobot's policy for `ours`. Raises LibrobotError where lerobot is not installed."""
     require("lerobot", "lerobot")
     policy: nn.Module = PEERS[name](ours)
     policy.train(ours.training)
-    return Peer(policy.to(next(ours.parameters()).device), BATCHES[name](ours, data))
+    kind = GrootPeer if name == "groot" else Peer
+    return kind(policy.to(next(ours.parameters()).device), BATCHES[name](ours, data))
 
 
 def from_folder(type_name: str, class_name: str) -> Callable[[Framework], nn.Module]:
@@ -206,11 +223,17 @@ PEERS: dict[str, Callable[[Any], nn.Module]] = {
     "act": from_folder("act", "ACTPolicy"),
     "diffusion_policy": from_folder("diffusion", "DiffusionPolicy"),
     "pi0": gemma_expert("pi0"),
+    "pi0_as_published": gemma_expert("pi0"),
     "pi05": gemma_expert("pi05"),
+    "smolvla": backbones.smolvla,
+    "groot": backbones.groot,
 }
 BATCHES: dict[str, Callable[[Any, Batch], dict[str, Tensor]]] = {
     "act": standardised_batch,
     "diffusion_policy": standardised_batch,
     "pi0": worded_batch,
+    "pi0_as_published": worded_batch,
     "pi05": worded_batch,
+    "smolvla": worded_batch,
+    "groot": backbones.groot_batch,
 }
