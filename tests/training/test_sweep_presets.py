@@ -22,7 +22,9 @@ def test_each_job_of_wandbs_sweep_composes(end, monkeypatch):
         key: axis["values"][end] if "values" in axis else axis[ENDS[end]]
         for key, axis in SWEEP["parameters"].items()
     }
-    cfg = compose([*SWEEP["command"][1:-1], *(f"{key}={value}" for key, value in values.items())])
+    cfg = compose(
+        ["run_dir=runs", *SWEEP["command"][1:-1], *(f"{key}={value}" for key, value in values.items())]
+    )
     check(cfg)
     assert cfg.optim.lr == values["optim.lr"]
     assert "wandb" in cfg.logger
