@@ -50,6 +50,16 @@ def test_frameworks_of_every_kind(framework):
 
 
 @pytest.mark.slow
+def test_true_16_bit_weights_are_half_the_size():
+    full, half = (
+        estimate(configuration([*PI0, "data.batch_size=2", f"trainer.precision={precision}"])).cost
+        for precision in ("32-true", "bf16-true")
+    )
+    for kind in ("gradients", "optimizer"):
+        assert getattr(half, kind) == pytest.approx(getattr(full, kind) / 2, rel=0.05)
+
+
+@pytest.mark.slow
 def test_a_published_backbone_is_not_downloaded():
     """PaliGemma 3B at its own size: 2.92e9 parameters of its own, and pi0's expert."""
     options = ["framework=pi0", "vlm=paligemma", "trainer=gpu", "data.batch_size=8"]

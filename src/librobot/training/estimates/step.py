@@ -57,7 +57,7 @@ def step_cost(
     """
     dtype = half_of(precision)
     if dtype is not None and precision.endswith("-true"):
-        framework.to(dtype)
+        convert(framework, dtype)
     mixed = dtype is not None and precision.endswith("-mixed")
     trained = [p for p in framework.parameters() if p.requires_grad]
     optimizer = make_optimizer(framework.param_groups(framework, {})) if state_bytes is None else None
@@ -104,6 +104,22 @@ def step_cost(
         recomputed=recomputed * accumulate // passes,
         block=max(blocks, default=0),
     )
+
+
+def convert(framework: Framework, dtype: torch.dtype) -> None:
+    """`framework.to(dtype)`, which cannot change fake parameters in place. Statistics stay as they are."""
+    made: dict[int, nn.Parameter] = {}
+    for module in framework.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or not parameter.is_floating_point():
+                continue
+            if id(parameter) not in made:
+                cast = parameter.detach().to(dtype)
+                made[id(parameter)] = nn.Parameter(cast, requires_grad=parameter.requires_grad)
+            module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if module is not framework.normalizer and buffer is not None and buffer.is_floating_point():
+                module._buffers[name] = buffer.to(dtype)
 
 
 def half_of(precision: str) -> torch.dtype | None:
