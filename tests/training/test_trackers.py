@@ -11,6 +11,7 @@ from stick_suite import StickSuite
 from librobot.config.compose import compose
 from librobot.evaluation import run as evaluation
 
+pytestmark = pytest.mark.slow
 wandb = pytest.importorskip("wandb")
 SUITE = "{_target_: stick_suite.StickSuite}"
 ROLLOUTS = ["episodes=2", "num_workers=1", "videos_per_kind=1", "every_n_steps=2", f"env={SUITE}"]
