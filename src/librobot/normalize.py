@@ -180,7 +180,7 @@ class Normalizer(nn.Module):
         return offset[embodiment].view(shape), scale[embodiment].view(shape)
 
     def _make_buffers(self, key: str) -> None:
-        shape = (self.dims[key],)
+        shape: tuple[int, ...] = (self.dims[key],)
         if key in self._steps:
             shape = (self._steps[key], *shape)
         if self.embodiments > 1:

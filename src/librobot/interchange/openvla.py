@@ -54,13 +54,14 @@ def read(folder: Path, options: ImportOptions) -> Imported:
 
     config = convert_config(str(folder), published, film)
     vision: Any = config.vision_config
+    text: Any = config.text_config
     layers = (vision.dino["num_layers"], vision.siglip["num_layers"])
     weights = weight_map(layers).to_ours(theirs, str(folder))
     diffusion = "noisy_action_projector" in extra
     action_dim = len(statistics["action"]["q01"])
     state_dim = 0
     if oft:
-        state_dim = sizes(folder, loaded, statistics, config.text_config.hidden_size)
+        state_dim = sizes(folder, loaded, statistics, text.hidden_size)
         horizon, cameras = chunk_and_cameras(folder, published, options)
     else:
         horizon, cameras = 1, ("primary",)
