@@ -8,9 +8,12 @@ from rich.table import Table
 
 from librobot.training.estimates.estimate import DeviceEstimate, Estimate, advice, gigabytes
 
+WIDTH = 120
+
 
 def print_estimate(found: Estimate, cfg: DictConfig, console: Console | None = None) -> None:
     console = console or Console()
+    console.width = max(console.width, WIDTH)  # a narrow table cannot be read
     cost = found.cost
     console.print(
         f"parameters {cost.parameters:,}, of which {cost.trainable:,} train; batch of {found.batch_size}, "
@@ -44,7 +47,7 @@ def row(device: DeviceEstimate) -> list[str]:
     name = "this machine" if device.chip is None else device.chip.name
     kinds = (device.weights, device.gradients, device.optimizer, device.activations, device.peak)
     time = "" if device.seconds is None else f"{device.seconds:.3g} s"
-    speed = "" if device.samples_per_second is None else f"{device.samples_per_second:.4g}"
+    speed = "" if device.samples_per_second is None else f"{device.samples_per_second:,.0f}"
     label = f"{device.count} x {name}, {device.shares.name}"
     return [label, *map(gigabytes, kinds), f"{device.memory:.4g}", time, speed]
 
