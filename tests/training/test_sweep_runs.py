@@ -77,7 +77,6 @@ def test_a_hopeless_job_is_ended_while_it_trains_and_keeps_its_checkpoint(datase
     arguments += ["hydra.sweeper.first=[{optim.lr:1e-2},{optim.lr:1e-9}]", "trainer.max_steps=3000"]
     arguments += [
         "hydra.sweeper.pruner.n_startup_trials=1",
-        "scheduler=constant",
         "trainer.max_time=00:00:01:00",
     ]
     done = train(*arguments, cwd=tmp_path, timeout=1500)
