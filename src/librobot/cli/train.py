@@ -19,7 +19,8 @@ def train(cfg: DictConfig) -> float | None:
     if ASKED:
         from librobot.training.instead import instead
 
-        return instead(cfg, **ASKED)
+        instead(cfg, **ASKED)
+        return None
     return launch(cfg)
 
 

@@ -14,7 +14,7 @@ one action and one camera in the paper, more of both are allowed here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -128,6 +128,10 @@ class OpenVLA(Framework):
         return Question()
 
 
+def drawn_shifts(device: torch.device) -> Callable[[int], Float[Tensor, "n 2"]]:
+    return lambda n: torch.rand(n, 2, device=device)
+
+
 def cropped(observation: Observation, area: float | None, *, random: bool) -> Observation:
     """Every picture cut to that share of its area: anywhere in training, the same place for a sample's
     observation steps; the middle otherwise, which is what the network saw on average."""
@@ -135,8 +139,6 @@ def cropped(observation: Observation, area: float | None, *, random: bool) -> Ob
         return observation
     images = {}
     for name, image in observation.images.items():
-        device, shift = image.device, None
-        if random:
-            shift = 2 * replicas.draw(lambda n, on=device: torch.rand(n, 2, device=on), len(image)) - 1
+        shift = 2 * replicas.draw(drawn_shifts(image.device), len(image)) - 1 if random else None
         images[name] = crop_area(image, area, shift)
     return replace(observation, images=images)

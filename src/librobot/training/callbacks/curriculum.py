@@ -80,7 +80,7 @@ class Curriculum(Callback):
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, DataModule):
             raise LibrobotError("callbacks.curriculum: weights and tasks need librobot's data module")
-        accumulate: int = trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        accumulate: int = trainer.accumulate_grad_batches
 
         def order(source: Source, rows: Int[np.ndarray, " n"], seed: int, batch: int) -> StepOrder:
             groups, shares = self.groups(source, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,14 +76,14 @@ class Ledger(TorchDispatchMode):
             key, size = id(storage), storage.nbytes()
             if key in self._known:
                 continue
-            self._known[key] = weakref.ref(storage, lambda _, key=key, size=size: self._free(key, size))
+            self._known[key] = weakref.ref(storage, partial(self._freed, key, size))
             self.live += size
             self.peak = max(self.peak, self.live)
 
     def reset_peak(self) -> None:
         self.peak = self.live
 
-    def _free(self, key: int, size: int) -> None:
+    def _freed(self, key: int, size: int, _: object) -> None:
         del self._known[key]
         self.live -= size
 
