@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from librobot.cli.data_looking import add_options, add_source
+from librobot.cli.data_arguments import add_options, add_source
 
 FILTERS = ("episodes", "drop", "instruction", "not_instruction", "min_length", "max_length", "clean")
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-FORMATS = (
-    "lerobot, hdf5, libero, aloha, zarr, webdataset, mcap, rlds or oxe_*; default: what its files look like"
-)
+from librobot.cli.data_arguments import add_options, add_source
 
 
 def add(commands: Any) -> None:
@@ -16,33 +14,23 @@ def add(commands: Any) -> None:
         command.add_argument("root", metavar="DIR", help="the folder that holds meta/info.json")
         command.set_defaults(run=print_about)
     check = commands.add_parser("check", help="find what is wrong with a dataset; exit code 3 for findings")
-    check.add_argument("--pictures", type=int, default=3, help="how many of each episode are looked at")
-    add_source(check)
-    add_options(check)
-    check.set_defaults(run=print_findings)
     page = commands.add_parser("inspect", help="a page with videos, curves, statistics and problems")
-    add_source(page)
-    page.add_argument("page", metavar="OUT.html", help="the page, all in one file")
-    page.add_argument("--episodes", metavar="0,3,9", help="those to show; default: six, evenly spread")
-    page.add_argument("--pictures", type=int, default=3, help="how many of each episode are looked at")
-    add_options(page)
-    page.set_defaults(run=write_inspection)
-
-
-def add_source(command: argparse.ArgumentParser) -> None:
-    """The one dataset that a command reads; its KEY=VALUE options come last."""
-    command.add_argument("root", metavar="SRC", help="the dataset's folder or file")
-    command.add_argument("--from", dest="format", metavar="FORMAT", help=FORMATS)
-
-
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("options", nargs="*", metavar="KEY=VALUE", help="of the source: layout=libero")
+    for command, run in ((check, print_findings), (page, write_inspection)):
+        command.add_argument("--pictures", type=int, default=3, help="how many of each episode are looked at")
+        add_source(command)
+        if command is page:
+            page.add_argument("page", metavar="OUT.html", help="the page, all in one file")
+            page.add_argument(
+                "--episodes", metavar="0,3,9", help="those to show; default: six, evenly spread"
+            )
+        add_options(command)
+        command.set_defaults(run=run)
 
 
 def print_about(given: argparse.Namespace) -> None:
-    from librobot.data import inspect
+    from librobot.data.inspect import print_info, print_stats
 
-    (inspect.print_info if given.command == "info" else inspect.print_stats)(given.root)
+    (print_info if given.command == "info" else print_stats)(given.root)
 
 
 def print_findings(given: argparse.Namespace) -> None:
@@ -59,10 +47,9 @@ def write_inspection(given: argparse.Namespace) -> None:
     from librobot.data.page import write_page
     from librobot.errors import LibrobotError
 
-    words = (given.episodes or "").split(",")
-    if given.episodes and not all(word.strip().isdigit() for word in words):
+    episodes = given.episodes.split(",") if given.episodes else []
+    if not all(word.strip().isdigit() for word in episodes):
         raise LibrobotError(f"--episodes: expected numbers such as 0,3,9, found {given.episodes!r}")
-    episodes = [int(word) for word in words] if given.episodes else None
-    source = open_source(given.root, given.format, given.options)
-    page = write_page(source, given.page, episodes=episodes, pictures=given.pictures)
+    source, shown = open_source(given.root, given.format, given.options), [int(word) for word in episodes]
+    page = write_page(source, given.page, episodes=shown or None, pictures=given.pictures)
     print(f"{page} ({page.stat().st_size / 2**20:.1f} MiB)")

@@ -16,15 +16,11 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--debug", action="store_true", help="errors with a traceback")
     root.add_argument("folder", metavar="FOLDER", help="the published checkpoint's folder")
     root.add_argument("output", metavar="OUT.ckpt", help="the file to write; must not exist yet")
-    root.add_argument(
-        "--tokenizer", help="the backbone's tokenizer where FOLDER holds none: a folder or a name"
-    )
-    root.add_argument("--hz", type=float, default=30.0, help="the robot's control rate in 1/s (default: 30)")
+    root.add_argument("--tokenizer", help="the backbone's, where FOLDER holds none: a folder or a name")
+    root.add_argument("--hz", dest="control_hz", type=float, default=30.0, help="control rate (default: 30)")
     root.add_argument("--robot", help="a name for the robot")
     root.add_argument("--embodiment", help="which of the checkpoint's robots, where it knows several")
-    root.add_argument(
-        "--horizon", type=int, help="actions in a chunk, where no file of FOLDER says it (OpenVLA-OFT)"
-    )
+    root.add_argument("--horizon", type=int, help="actions in a chunk, where no file says it (OpenVLA-OFT)")
     root.add_argument(
         "--cameras",
         type=lambda text: tuple(name.strip() for name in text.split(",")),
@@ -38,15 +34,10 @@ def command() -> None:
     arguments = parser().parse_args()
     from librobot.interchange.base import ImportOptions, import_checkpoint
 
-    options = ImportOptions(
-        tokenizer=arguments.tokenizer,
-        control_hz=arguments.hz,
-        robot=arguments.robot,
-        embodiment=arguments.embodiment,
-        horizon=arguments.horizon,
-        cameras=arguments.cameras,
-    )
-    written, framework = import_checkpoint(arguments.folder, arguments.output, options)
+    given = {
+        name: value for name, value in vars(arguments).items() if name not in ("debug", "folder", "output")
+    }
+    written, framework = import_checkpoint(arguments.folder, arguments.output, ImportOptions(**given))
     spec = framework.spec
     print(
         f"wrote {written}: {type(framework).__name__} for robot {spec.name!r} "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from librobot.cli.app import flag, start, task
+from librobot.cli.app import start, task
+from librobot.cli.flags import flag
 
 ASKED: dict[str, str] = {}
 """What the command line asks for in the place of training: see `librobot.training.instead`."""

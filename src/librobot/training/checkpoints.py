@@ -139,7 +139,8 @@ def not_saved(target: Path, error: BaseException) -> NotSaved:
 def check_checkpoint(path: Path, framework: Framework) -> None:
     """Raise LibrobotError that names the tensors where the checkpoint at `path` does not fit `framework`."""
     try:
-        framework.load_weights(stored_weights(path))
+        stored = stored_weights(path)
+        framework.load_weights(stored)
     except LibrobotError as error:
         raise LibrobotError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
 
