@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from av import FFmpegError, VideoFrame
@@ -21,10 +22,12 @@ OPEN_DECODERS = 32
 
 class VideoColumn:
     """The frames of the video feature `key`. `problems` says, by episode, which files are missing or cut
-    short."""
+    short; they are not looked at where `fetch` brings each file (its local path to itself) when it is first
+    read.
+    """
 
-    def __init__(self, metadata: Metadata, key: str) -> None:
-        self.key, self.fps = key, metadata.fps
+    def __init__(self, metadata: Metadata, key: str, fetch: Callable[[Path], Path] | None = None) -> None:
+        self.key, self.fps, self.fetch = key, metadata.fps, fetch
         self.lengths = metadata.lengths
         files = metadata.video_files(key)
         self.paths = [path for path, _ in files]
@@ -38,7 +41,7 @@ class VideoColumn:
         self.tolerance = TOLERANCE + float(np.spacing(np.float32(timestamps.max(initial=0))))
         self.ends = np.cumsum(self.lengths)
         self.problems: dict[int, str] = {}
-        for file in range(len(files)):
+        for file in range(len(files) if fetch is None else 0):
             self._check_file(file)
         self._open = LocalCache(self._open_file, capacity=OPEN_DECODERS)
 
@@ -57,7 +60,16 @@ class VideoColumn:
                 raise self._broken(file, row, str(error), error.end) from error
 
     def _open_file(self, file: int) -> VideoReader:
-        return VideoReader(self.paths[file])
+        path = self.paths[file]
+        while True:
+            try:
+                return VideoReader(path if self.fetch is None else self.fetch(path))
+            except FFmpegError as error:
+                if self.fetch is not None and not path.exists():
+                    continue  # another process made room for its own just now
+                raise LibrobotError(
+                    f"{path}: cannot be opened as a video ({error}); copy it again"
+                ) from error
 
     def _check_file(self, file: int) -> None:
         """Cheap checks: the file is there, whole by its own index, and has enough frames for its episodes."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from librobot.data.remote import local_root
 from librobot.data.sources.base import Cache, OnError
 from librobot.data.sources.hdf5_files import Hdf5Column, attribute, groups, natural, open_hdf5, stored_spec
 from librobot.data.sources.hdf5_layouts import Layout, read_layout
@@ -64,7 +65,7 @@ class Hdf5Source(StoredSource):
         on_error: OnError = "raise",
     ) -> None:
         self.layout = read_layout(layout)
-        root = Path(root).expanduser().absolute()
+        root = local_root(root)
         places = [place for path in _files(root, self.layout) for place in self._groups(path, filter_key)]
         if not places:
             raise LibrobotError(

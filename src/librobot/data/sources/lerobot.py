@@ -12,6 +12,7 @@ import numpy as np
 from librobot.data import format as v3
 from librobot.data.frame_cache import dataset_files
 from librobot.data.metadata import read_metadata
+from librobot.data.remote import RemoteFolder, is_remote, local_root
 from librobot.data.sources.base import Cache, OnError
 from librobot.data.sources.stored import Column, Episodes, StoredSource, check_options, without
 from librobot.data.tables import ImageColumn, read_columns
@@ -23,6 +24,8 @@ from librobot.types import Camera, Dim, RobotSpec
 class LeRobotSource(StoredSource):
     """A LeRobotDataset folder: v3.0, or v2.x with files for every episode.
 
+    root: a folder, or an fsspec address (s3://, gs://, hf://, ...): its tables are copied when it is opened,
+    videos when they are first read, at most `local_cache_gb` of them (None: no limit).
     cameras, image_size, cache, cache_dir, on_error: see `StoredSource`. state_key, action_key: the
     features to use; a dataset without `state_key` has a state of no dimensions. prompt_key: "task" for the
     dataset's instructions, or a text column of the data files.
@@ -43,9 +46,15 @@ class LeRobotSource(StoredSource):
         action_key: str = v3.ACTION,
         prompt_key: str = v3.TASK,
         on_error: OnError = "raise",
+        local_cache_gb: float | None = None,
     ) -> None:
         check_options(image_size, cache)
-        self.root = Path(root).expanduser().absolute()
+        self._remote = RemoteFolder(str(root), local_cache_gb) if is_remote(root) else None
+        if self._remote is None:
+            self.root = local_root(root)
+        else:
+            self.root = self._remote.local
+            self._remote.fetch_all(lambda name: not name.startswith("videos/"))
         self.metadata = read_metadata(self.root)
         self._camera_keys = self._choose_cameras(cameras)
         states, actions, prompts, prompt_of_row = self._read_vectors(state_key, action_key, prompt_key)
@@ -59,7 +68,7 @@ class LeRobotSource(StoredSource):
             prompts=prompts,
             prompt_of_row=prompt_of_row,
             columns={name: self._column(key) for name, key in self._camera_keys.items()},
-            files=dataset_files(self.metadata),
+            files=dataset_files(self.metadata) if self._remote is None else (),
             places=self._places_of_episodes(),
             provenance=self._description(),
             names=(state_key, action_key),
@@ -72,7 +81,11 @@ class LeRobotSource(StoredSource):
             image_size=image_size,
             cache=cache,
             cache_dir=cache_dir,
-            described=[self.metadata.info, sorted(problems)],
+            described=[
+                self.metadata.info,
+                sorted(problems),
+                self._remote and sorted(self._remote.files.items()),
+            ],
             on_error=on_error,
         )
 
@@ -176,5 +189,6 @@ class LeRobotSource(StoredSource):
         return described | {"format": f"lerobot {self.metadata.info['codebase_version']}"}
 
     def _column(self, key: str) -> Column:
-        kind = VideoColumn if self.metadata.features[key]["dtype"] == "video" else ImageColumn
-        return kind(self.metadata, key)
+        if self.metadata.features[key]["dtype"] != "video":
+            return ImageColumn(self.metadata, key)
+        return VideoColumn(self.metadata, key, self._remote.fetch if self._remote is not None else None)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from librobot.data.remote import local_root
 from librobot.data.scans import scanned
 from librobot.data.sources.base import Cache, OnError
 from librobot.data.sources.hdf5_files import natural
@@ -70,7 +71,7 @@ class WebDatasetSource(StoredSource):
         control_hz: float | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        root = Path(root).expanduser().absolute()
+        root = local_root(root)
         paths = _shards(root, files)
         if {"episode", "step"} - set(re.compile(key).groupindex):
             raise ValueError(f"key: expected a regular expression with the groups episode and step: {key}")

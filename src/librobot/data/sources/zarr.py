@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from librobot.data.remote import local_root
 from librobot.data.sources.base import Cache, OnError
 from librobot.data.sources.stored import Column, Episodes, StoredSource, join_prompts
 from librobot.data.sources.zarr_files import ZarrArray, ZarrStore
@@ -50,7 +51,7 @@ class ZarrSource(StoredSource):
         control_hz: float | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        root = Path(root).expanduser().absolute()
+        root = local_root(root)
         self.store = ZarrStore(root)
         keys = self.store.arrays("data")
         if state is None:
