@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from librobot.data import statistics
 from librobot.data.sources.lerobot import LeRobotSource
 from librobot.data.statistics import (
     QUANTILES,
     image_statistics,
+    kept_statistics,
     merge_statistics,
     sample_frames,
     vector_statistics,
@@ -122,3 +124,31 @@ def test_lerobot_computes_the_same() -> None:
         np.testing.assert_allclose(theirs[name].reshape(2), ours[name], rtol=1e-4, atol=1e-5)
     for name in QUANTILES:  # lerobot reads them off a histogram
         np.testing.assert_allclose(theirs[name].reshape(2), ours[name], atol=0.05 * 9)
+
+
+def test_no_video_is_decoded(video_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("librobot.data.video_column.VideoReader", None)
+    source = LeRobotSource(video_dataset)
+    assert source.statistics()["action"]["q99"].shape == (2,)
+    with pytest.raises(TypeError):
+        source.images(np.array([0]))
+
+
+def test_those_of_many_values_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "LARGE", 100)
+    values = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    first = kept_statistics(values, tmp_path)
+    (path,) = tmp_path.iterdir()
+    for name, value in vector_statistics(values).items():
+        np.testing.assert_array_equal(first[name], value)
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics, "vector_statistics", None)
+        again = kept_statistics(values.copy(), tmp_path)
+    for name, value in first.items():
+        np.testing.assert_array_equal(again[name], value)
+    path.write_text("{")
+    np.testing.assert_array_equal(kept_statistics(values, tmp_path)["q01"], first["q01"])
+    kept_statistics(values + 1, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    kept_statistics(values[:40], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2

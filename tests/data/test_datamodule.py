@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +101,61 @@ def test_resuming_gives_the_batches_of_the_uninterrupted_run(
         resumed, datamodule=data(source, **options), ckpt_path=tmp_path / "last.ckpt"
     )
     assert resumed.steps == straight[first:]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 0), (0, 3), (1, 2)])
+def test_resuming_with_another_number_of_workers(
+    array_source: Callable,
+    tmp_path: Path,
+    straight: list[tuple[list[int], int]],
+    before: int,
+    after: int,
+) -> None:
+    source = array_source([6, 4, 7])
+    start = trainer(tmp_path, max_steps=3)
+    start.fit(Recorder(), datamodule=data(source, augmentation=ImageAugmentation(), num_workers=before))
+    start.save_checkpoint(tmp_path / "last.ckpt")
+    resumed = Recorder()
+    trainer(tmp_path, max_steps=7).fit(
+        resumed,
+        datamodule=data(source, augmentation=ImageAugmentation(), num_workers=after),
+        ckpt_path=tmp_path / "last.ckpt",
+    )
+    assert resumed.steps == straight[3:7]
+
+
+class KilledWorker(Recorder):
+    """Kills a data worker when it has made some steps."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        if len(self.steps) == 2:
+            worker = multiprocessing.active_children()[0]
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_killed_worker_stops_the_run_which_goes_on_exactly(
+    array_source: Callable, tmp_path: Path, straight: list[tuple[list[int], int]]
+) -> None:
+    source = array_source([6, 4, 7])
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    first = trainer(tmp_path, [saving], max_steps=12)
+    model = KilledWorker()
+    with pytest.raises(RuntimeError, match=r"(?i)worker.*(killed|exited)"):
+        first.fit(
+            model, datamodule=data(source, augmentation=ImageAugmentation(), num_workers=1, prefetch_factor=1)
+        )
+    done = len(model.steps)
+    assert model.steps == straight[:done]
+    assert 2 <= done < 12
+    resumed = Recorder()
+    trainer(tmp_path, max_steps=12).fit(
+        resumed,
+        datamodule=data(source, augmentation=ImageAugmentation()),
+        ckpt_path=tmp_path / f"step={first.global_step}.ckpt",
+    )
+    assert resumed.steps == straight[first.global_step :]
 
 
 @pytest.mark.parametrize("step", [2, 5, 7])

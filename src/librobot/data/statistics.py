@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+
+from librobot.data.files import write_json
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
 def vector_statistics(values: Float[np.ndarray, "n dim"]) -> dict[str, Float[np.ndarray, " dim"]]:
-    """mean, std (over n, not n - 1), min, max and quantiles per dimension, in float64; n must be above 0."""
-    exact = values.astype(np.float64, copy=False)
-    quantiles = np.quantile(exact, list(QUANTILES.values()), axis=0)
-    return {
-        "min": exact.min(axis=0),
-        "max": exact.max(axis=0),
-        "mean": exact.mean(axis=0),
-        "std": exact.std(axis=0),
-        **dict(zip(QUANTILES, quantiles, strict=True)),
-    }
+    """mean, std (over n, not n - 1), min, max and quantiles per dimension, in float64; n must be above 0.
+
+    One dimension after another, so that the copy in float64 takes 8 n bytes.
+    """
+    found: dict[str, list[float]] = {name: [] for name in ("min", "max", "mean", "std", *QUANTILES)}
+    for column in values.T:
+        exact = np.ascontiguousarray(column, np.float64)
+        quantiles = np.quantile(exact, list(QUANTILES.values()))
+        each = (exact.min(), exact.max(), exact.mean(), exact.std(), *quantiles)
+        for name, value in zip(found, each, strict=True):
+            found[name].append(float(value))
+    return {name: np.array(column, np.float64) for name, column in found.items()}
+
+
+LARGE = 2**21
+"""Values from which on statistics are kept: below, they take less than half a second."""
+
+
+def kept_statistics(values: Float[np.ndarray, "n dim"], folder: Path) -> dict[str, np.ndarray]:
+    """`vector_statistics`, kept in `folder` under the content of `values` where these are many."""
+    if values.size < LARGE:
+        return vector_statistics(values)
+    digest = hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=10)
+    digest.update(repr((values.shape, values.dtype.str)).encode())
+    path = folder / f"{digest.hexdigest()}.json"
+    if path.exists():
+        with contextlib.suppress(ValueError):  # damaged: made again
+            return {name: np.array(value) for name, value in json.loads(path.read_text()).items()}
+    found = vector_statistics(values)
+    write_json(path, {name: value.tolist() for name, value in found.items()})
+    return found
 
 
 def sample_frames(length: int) -> Int[np.ndarray, " n"]:

@@ -17,7 +17,7 @@ from librobot.data.cached_frames import cache_name, open_caches
 from librobot.data.camera_frames import CameraFrames, Column, chosen
 from librobot.data.frame_cache import file_fingerprint
 from librobot.data.sources.base import Cache, CacheOptions, OnError
-from librobot.data.statistics import vector_statistics
+from librobot.data.statistics import kept_statistics
 from librobot.errors import LibrobotError, nearest
 from librobot.types import RobotSpec
 
@@ -122,7 +122,13 @@ class StoredSource:
         return self._frames.read(rows)
 
     def statistics(self) -> dict[str, dict[str, Float[np.ndarray, " dim"]]]:
-        return {"state": vector_statistics(self._states), "action": vector_statistics(self._actions)}
+        """Of the vectors in memory: no picture is read. Those of large datasets are kept in
+        $LIBROBOT_CACHE/statistics."""
+        folder = default_cache_dir() / "statistics"
+        return {
+            "state": kept_statistics(self._states, folder),
+            "action": kept_statistics(self._actions, folder),
+        }
 
     def _at(self, row: int) -> str:
         return place_of(row, self.episode_lengths, self._places)
