@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,10 @@ BACKENDS = ("torchcodec", "pyav")
 """lerobot's, the faster one first."""
 
 HORIZON = 50
-WARM_BATCHES = 4
+WARM_BATCHES = 6
+"""More than two workers prepare ahead."""
+
+LEAST_BATCHES = 24
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ def best_backend(root: Path) -> str:
 
 
 def milliseconds_per_sample(loader: Any, batch_size: int, clock: str) -> float:
-    """Of all batches after the first few; clock="cpu": spent by this process and the workers."""
+    """Of the batches after the first few, which the workers have ready when the clock starts, without as many
+    last ones, which they have ready when it stops; clock="cpu": spent by this process and the workers."""
     batches = iter(loader)
     for _ in range(WARM_BATCHES):
         next(batches)
@@ -118,14 +123,15 @@ def milliseconds_per_sample(loader: Any, batch_size: int, clock: str) -> float:
     start = spent()
     count = sum(1 for _ in _until_last(batches))
     if not count:
-        raise LibrobotError(f"the measurement needs more than {WARM_BATCHES} batches; raise --samples")
+        raise LibrobotError(f"at least {LEAST_BATCHES} batches are needed; raise --samples or --episodes")
     return 1000 * (spent() - start) / (count * batch_size)
 
 
 def _until_last(batches: Iterator[Any]) -> Iterator[Any]:
-    """All but the last batch, after which the workers, and their clocks, are gone."""
+    """All but the last batches: when the workers run out of work, those that are ready would count too
+    little."""
     total = len(batches)  # type: ignore[arg-type]
-    for _ in range(total - WARM_BATCHES - 1):
+    for _ in range(total - 2 * WARM_BATCHES):
         yield next(batches)
 
 
@@ -159,14 +165,20 @@ def sample_order(root: Path, kind: str, count: int, batch_size: int, block: int)
 
 
 def first_batch(root: Path, num_workers: int, backend: str | None) -> None:
-    """Everything from the opening of the dataset to its first batch, by lerobot where a back end is named.
+    """Everything from the opening of the dataset to its first batch, by lerobot where a back end is named;
+    prints the seconds, without the imports.
 
     For a process of its own."""
     torch.set_num_threads(1)
     task = Task(root, num_workers=num_workers)
     if backend is not None:
+        importlib.import_module("lerobot.datasets.lerobot_dataset")
+        start = time.perf_counter()
         next(iter(peer(task, range(task.batch_size * 8), backend)))
+        print(time.perf_counter() - start)
         return
+    start = time.perf_counter()
     module = DataModule(partial(LeRobotSource, root), batch_size=task.batch_size, num_workers=num_workers)
     module.configure(horizon=HORIZON)
     next(iter(module.train_dataloader()))
+    print(time.perf_counter() - start)

@@ -64,7 +64,7 @@ def main(options: Sequence[str]) -> list[Row]:
             lambda: [share_of_decoder(arguments, folder)],
             lambda: [spread_of_batches(root, arguments.block)],
             lambda: [statistics_pass(arguments)],
-            lambda: [start_up(arguments, backend)],
+            lambda: start_up(arguments, backend),
             lambda: [measure_memory(root, arguments)],
         ]
         with ProgressBar("measurements", len(measurements)) as progress:
@@ -100,9 +100,10 @@ def throughput(
     goal: float,
 ) -> Row:
     """Milliseconds per sample of both loaders, in turns."""
-    task = Task(arguments.root, window, image_size, arguments.batch_size, arguments.num_workers)
+    batch_size = arguments.batch_size if window == 1 else arguments.batch_size // 2
+    task = Task(arguments.root, window, image_size, batch_size, arguments.num_workers)
     block = arguments.block if window == 1 else arguments.window_block
-    count = max(arguments.samples // (1 if window == 1 else 4), 6 * task.batch_size)
+    count = max(arguments.samples if window == 1 else 0, _loaders.LEAST_BATCHES * batch_size)
     random = _loaders.sample_order(task.root, "shuffle", count, task.batch_size, block)
     own = _loaders.sample_order(task.root, order, count, task.batch_size, block)
     _loaders.ours(task, own, cache, cache_dir)  # makes the cache
@@ -215,24 +216,29 @@ def statistics_pass(arguments: argparse.Namespace) -> Row:
     )
 
 
-def start_up(arguments: argparse.Namespace, backend: str) -> Row:
-    """From the start of a process to its first batch, imports and workers included."""
+def start_up(arguments: argparse.Namespace, backend: str) -> list[Row]:
+    """From the opening of the dataset to the first batch, workers included; and from the start of a process,
+    with what it imports."""
     times: tuple[list[float], list[float]] = ([], [])
+    inner: tuple[list[float], list[float]] = ([], [])
     for _ in range(arguments.rounds):
         for side, chosen in ((1, backend), (0, None)):
             call = f"first_batch(Path({str(arguments.root)!r}), {arguments.num_workers}, {chosen!r})"
             code = f"from pathlib import Path; from librobot.bench._loaders import first_batch; {call}"
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+            done = subprocess.run(
+                [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
             times[side].append(time.perf_counter() - start)
-    return Row(
-        "start of the process to the first batch",
-        statistics.median(times[0]),
-        statistics.median(times[1]),
-        f"lerobot, {backend}",
-        "s",
-        0.5,
-    )
+            inner[side].append(float(done.stdout.split()[-1]))
+    name = f"lerobot, {backend}"
+    return [
+        Row(title, statistics.median(own), statistics.median(other), name, "s", 0.5)
+        for title, (own, other) in (
+            ("opening the dataset to the first batch", inner),
+            ("start of a process, with its imports, to the first batch", times),
+        )
+    ]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -240,7 +246,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--root", type=Path, help="a LeRobotDataset with two cameras; default: written")
     made.add_argument("--episodes", type=int, default=10, help="of the dataset that is written")
     made.add_argument("--length", type=int, default=300, help="frames of each of its episodes")
-    made.add_argument("--samples", type=int, default=768, help="of a round; a quarter with windows")
+    made.add_argument("--samples", type=int, default=768, help="of a round; with windows 24 half batches")
     made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--batch-size", type=int, default=32)
     made.add_argument("--num-workers", type=int, default=2)
