@@ -20,7 +20,7 @@ from librobot.data.episode_writer import Episode, EpisodeWriter
 from librobot.data.files import write_json, written_whole
 from librobot.data.format import is_feature_name
 from librobot.data.rlds_build import STAGING
-from librobot.data.sources.rlds import SPEC
+from librobot.data.spec_file import SPEC
 from librobot.data.tensorflow_process import run_with_tensorflow
 from librobot.data.writer import finite_spec
 from librobot.errors import LibrobotError

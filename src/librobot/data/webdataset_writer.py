@@ -17,7 +17,7 @@ import numpy as np
 from librobot.data.episode_writer import Episode, EpisodeWriter
 from librobot.data.files import write_json
 from librobot.data.format import is_feature_name
-from librobot.data.sources.webdataset import SPEC
+from librobot.data.spec_file import SPEC
 from librobot.data.writer import finite_spec
 from librobot.types import RobotSpec
 

@@ -17,6 +17,7 @@ from librobot.data.images import decode_image
 from librobot.data.rlds_export import PROGRESS
 from librobot.data.sources.base import Cache, OnError
 from librobot.data.sources.stored import Episodes, StoredSource, default_cache_dir
+from librobot.data.spec_file import read_spec
 from librobot.data.standardise import compose
 from librobot.data.tensorflow_process import run_with_tensorflow
 from librobot.errors import LibrobotError, nearest
@@ -24,9 +25,6 @@ from librobot.progress import ProgressBar
 from librobot.types import Camera, RobotSpec
 
 Term = str | Mapping[str, Any]
-
-SPEC = "librobot.json"
-"""Beside dataset_info.json: the robot's spec, where our writer wrote the dataset."""
 
 
 class RldsSource(StoredSource):
@@ -83,7 +81,7 @@ class RldsSource(StoredSource):
             unread = [f"{name} ({why})" for name, why in content["left_out"].items()]
             note = f". Left out of the dataset: {', '.join(unread)}" if unread else ""
             raise LibrobotError(f"{error}{note}") from error
-        written = _described(root)
+        written = read_spec(root)
         if written is not None:
             state_dims = list(written.state) if len(written.state) == len(state_dims) else state_dims
             action_dims = list(written.action) if len(written.action) == len(action_dims) else action_dims
@@ -220,17 +218,6 @@ def _export(root: Path, split: str, target: Path) -> None:
             bar.__exit__(None, None, None)
     (partial / PROGRESS).unlink(missing_ok=True)
     partial.rename(target)
-
-
-def _described(root: Path) -> RobotSpec | None:
-    """The robot of a dataset that our writer wrote."""
-    path = root / SPEC
-    if not path.exists():
-        return None
-    try:
-        return RobotSpec.from_dict(json.loads(path.read_text(encoding="utf-8"))["spec"])
-    except (TypeError, ValueError, KeyError) as error:
-        raise LibrobotError(f"{path}: spec: expected what RobotSpec.to_dict gives: {error}") from error
 
 
 def _kept(

@@ -7,7 +7,6 @@ shards, as a stream.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,11 +21,10 @@ from librobot.data.sources.base import Cache, OnError
 from librobot.data.sources.hdf5_files import natural
 from librobot.data.sources.stored import Column, Episodes, StoredSource, read_each
 from librobot.data.sources.tar_shards import Members, TarColumn, picture_name, scan_shard
+from librobot.data.spec_file import read_spec
 from librobot.errors import LibrobotError, nearest
 from librobot.types import Camera, Dim, RobotSpec
 
-SPEC = "librobot.json"
-"""Beside the shards: the robot's spec, where our writer wrote them."""
 KEY = r"(?P<episode>.+)-(?P<step>\d+)"
 
 
@@ -75,7 +73,7 @@ class WebDatasetSource(StoredSource):
         paths = _shards(root, files)
         if {"episode", "step"} - set(re.compile(key).groupindex):
             raise ValueError(f"key: expected a regular expression with the groups episode and step: {key}")
-        described = _described(root if root.is_dir() else root.parent)
+        described = read_spec(root if root.is_dir() else root.parent)
         if state is None:
             state = ["state.npy"] if _has_state(paths[0], described) else []
         wanted = Members(key, tuple(state), tuple(action), prompt)
@@ -147,16 +145,6 @@ def _shards(root: Path, files: str) -> list[Path]:
             "data.source.files"
         )
     return found
-
-
-def _described(folder: Path) -> RobotSpec | None:
-    path = folder / SPEC
-    if not path.exists():
-        return None
-    try:
-        return RobotSpec.from_dict(json.loads(path.read_text(encoding="utf-8"))["spec"])
-    except (TypeError, ValueError, KeyError) as error:
-        raise LibrobotError(f"{path}: spec: expected what RobotSpec.to_dict gives: {error}") from error
 
 
 def _has_state(path: Path, described: RobotSpec | None) -> bool:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Checkpoint
 
 from librobot.errors import LibrobotError
+from librobot.training.callbacks.optimizer_steps import OptimizerStepCallback
 from librobot.training.checkpoints import AtomicCheckpointIO
 
 
@@ -25,7 +26,7 @@ class Stopped(LibrobotError):
         self.exit_code = exit_code
 
 
-class SaveCheckpoints(Checkpoint):
+class SaveCheckpoints(OptimizerStepCallback, Checkpoint):
     """Keep `dirpath/last.ckpt` up to date, every `every_n_steps` optimiser steps and at the end.
 
     With `keep_every_n_steps` the checkpoints at these steps stay, as step=00001000.ckpt. Checkpoints are
@@ -50,7 +51,6 @@ class SaveCheckpoints(Checkpoint):
         self.keep_every_n_steps = keep_every_n_steps
         self.asynchronous = asynchronous
         self.saved_step = -1
-        self.step_before = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         io = trainer.strategy.checkpoint_io
@@ -62,17 +62,7 @@ class SaveCheckpoints(Checkpoint):
         if isinstance(io, AtomicCheckpointIO):
             io.asynchronous = self.asynchronous
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self.step_before = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if step == self.step_before:
-            return  # gradients are still accumulating
+    def on_optimizer_step_end(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
             trainer.save_checkpoint(self.dirpath / f"step={step:08d}.ckpt", weights_only=False)
         if step % self.every_n_steps == 0 or is_last_step(trainer):
@@ -98,7 +88,7 @@ def settle(trainer: Trainer) -> None:
         io.wait()
 
 
-class SaveOnSignal(Callback):
+class SaveOnSignal(OptimizerStepCallback):
     """On SIGTERM or SIGINT: finish the current optimiser step, save last.ckpt, end the run with a message.
 
     The run ends before the next step, so that the metrics of this one are still logged; a second signal ends
@@ -117,7 +107,6 @@ class SaveOnSignal(Callback):
         self.received: int | None = None
         self.stopped: Stopped | None = None
         self.before: dict[int, Any] = {}
-        self.step_before = 0
         self.process = os.getpid()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -137,7 +126,7 @@ class SaveOnSignal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.end()
-        self.step_before = trainer.global_step
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.end()
@@ -150,11 +139,8 @@ class SaveOnSignal(Callback):
         if self.stopped:
             raise self.stopped
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if step == self.step_before or is_last_step(trainer):
+    def on_optimizer_step_end(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        if is_last_step(trainer):
             return
         number = self.agreed(trainer, step)
         if not number:

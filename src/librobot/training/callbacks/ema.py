@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -19,10 +18,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from librobot.errors import LibrobotError
 from librobot.frameworks.checkpoint import AVERAGE
 from librobot.frameworks.sharding import full, mesh_of, reshard, spread_like
+from librobot.training.callbacks.optimizer_steps import OptimizerStepCallback
 from librobot.training.strategies import keeps_parts
 
 
-class EMA(Callback):
+class EMA(OptimizerStepCallback):
     """average <- d average + (1 - d) weights, in float32, for all parameters that train.
 
     With `power` the decay d warms up as in Diffusion Policy (Chi et al. 2023, the published EMAModel): update
@@ -57,7 +57,6 @@ class EMA(Callback):
         self.start_step = start_step
         self.policy = policy
         self.updates = 0
-        self.step_before = 0
         self.average: dict[str, Tensor] = {}
         self.trained: dict[str, Tensor] = {}  # the weights, while the average stands in their place
 
@@ -88,17 +87,7 @@ class EMA(Callback):
                 self.average[name] = parameter.detach().to(torch.float32, copy=True)
         return list(self.average)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self.step_before = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if step == self.step_before:
-            return  # gradients are still accumulating
+    def on_optimizer_step_end(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         past = step - self.start_step
         if past > 0 and past % self.every_n_steps == 0:
             self.update(pl_module, self.decay_of(self.updates))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
 from librobot.config.build import build_suite
@@ -26,11 +25,12 @@ from librobot.policy import Policy
 from librobot.sim.base import Suite
 from librobot.training.callbacks.checkpoints import is_last_step
 from librobot.training.callbacks.ema import EMA
+from librobot.training.callbacks.optimizer_steps import OptimizerStepCallback
 from librobot.training.callbacks.statistics import Throughput
 from librobot.training.trackers import show_videos
 
 
-class Rollouts(Callback):
+class Rollouts(OptimizerStepCallback):
     """Run `episodes` episodes every `every_n_steps` optimiser steps and at the last one; log `eval/success`,
     `eval/success/KIND` where there are several kinds, and `eval/seconds`.
 
@@ -83,7 +83,6 @@ class Rollouts(Callback):
         self.suite: Suite | None = None
         self.results: list[EpisodeResult] = []
         self.evaluated_step = -1
-        self.step_before = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Framework)
@@ -100,17 +99,7 @@ class Rollouts(Callback):
         if trainer.is_global_zero:
             warn_of_renderer(origin.provenance.get("renderer"), self.suite.renderer)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self.step_before = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if step == self.step_before:
-            return  # gradients are still accumulating
+    def on_optimizer_step_end(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         if step % self.every_n_steps == 0 or is_last_step(trainer):
             self.evaluate(trainer, pl_module)
 
