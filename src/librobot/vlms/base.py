@@ -161,7 +161,28 @@ class VLM(nn.Module):
         """
         raise NotImplementedError
 
-    def logits(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l v"]:
+    def read_packed(
+        self,
+        observation: Observation,
+        x: Float[Tensor, "b q d"],
+        real: Bool[Tensor, "b q"],
+        *,
+        length: int | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        """`forward` and then a causal `extend` over `x`, in one pass over rows that hold several samples and
+        no padding (`librobot.nn.packing`; `length` is that of a row).
+
+        Returns the last hidden states (after the final norm) of each sample's last prefix token and of `x`
+        (m = 1 + q); those that are not `real` are arbitrary. Only where `cannot_pack` is None.
+        """
+        raise NotImplementedError
+
+    @property
+    def cannot_pack(self) -> str | None:
+        """Why rows cannot hold several samples; None where they can."""
+        return f"{type(self).__name__} has no read_packed"
+
+    def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """The language model's logits of the next token, from hidden states after the final norm."""
         raise NotImplementedError
 

@@ -1,7 +1,8 @@
-"""What can be done to the layers of a transformers model: keep the first ones, recompute, compile."""
+"""What can be done to the layers of a transformers model: keep the first ones, freeze, recompute, compile."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -37,3 +38,22 @@ def keep_first(layers: nn.ModuleList, config: PreTrainedConfig, count: int) -> N
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:count]
+
+
+def freeze_parts(
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    part_of: Callable[[str], str],
+    parts: Collection[str],
+    train_last: int | None,
+) -> None:
+    """Stop the gradients of parameters of these parts, and of all blocks but the last `train_last` (None:
+    of none)."""
+    for name, parameter in model.named_parameters():
+        if part_of(name) in parts:
+            parameter.requires_grad_(False)
+    if train_last is not None:
+        if not 0 <= train_last <= len(blocks):
+            raise ValueError(f"train_last_layers must be from 0 to {len(blocks)}, found {train_last}")
+        for block in list(blocks)[: len(blocks) - train_last]:
+            block.requires_grad_(False)

@@ -20,8 +20,9 @@ from librobot.errors import LibrobotError, nearest
 from librobot.types import Observation
 from librobot.vlms.assembly import AssembledVLM
 from librobot.vlms.base import Context, Geometry, Vocabulary, extension
-from librobot.vlms.blocks import keep_first, recompute
+from librobot.vlms.blocks import freeze_parts, keep_first, recompute
 from librobot.vlms.checks import check_attention, check_picture
+from librobot.vlms.packed import PackedSamples, read_packed, why_not_packed
 from librobot.vlms.prefix import ExtendedCache, FullCache, PrefixCache
 from librobot.vlms.prompts import PromptProcessor, Template, without_absent
 
@@ -88,7 +89,7 @@ class PretrainedVLM(AssembledVLM):
         if not final_norm:
             self.norm.register_forward_pre_hook(self._keep_norm_input)
         self.processor = self.make_processor(max_prompt_tokens)
-        self._freeze(freeze, train_last_layers)
+        freeze_parts(self.model, self.blocks, self.part_of, freeze, train_last_layers)
         self.stops_early = self.can_stop and not gradient_checkpointing  # what runs again goes to its end
         if gradient_checkpointing:
             recompute(self.blocks)
@@ -285,7 +286,25 @@ class PretrainedVLM(AssembledVLM):
             next_position=positions[:, -1] + 1,
         )
 
-    def logits(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l v"]:
+    @property
+    def cannot_pack(self) -> str | None:
+        return why_not_packed(self)
+
+    def read_packed(
+        self,
+        observation: Observation,
+        x: Float[Tensor, "b q d"],
+        real: Bool[Tensor, "b q"],
+        *,
+        length: int | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        return read_packed(self, observation, x, real, length)
+
+    def packed_inputs(self, given: dict[str, Any], samples: PackedSamples) -> dict[str, Any]:
+        """What enters the language model, where a family gives it more than embeddings, masks, positions."""
+        return given
+
+    def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         logits = self.model.get_output_embeddings()(hidden)
         cap = getattr(self.text_config, "final_logit_softcapping", None)
         return logits if cap is None else cap * (logits / cap).tanh()
@@ -336,19 +355,6 @@ class PretrainedVLM(AssembledVLM):
             if part not in self.parts:
                 raise ValueError(f"freeze: no part {part!r}; {nearest(part, self.parts)}")
         check_attention(attention)
-
-    def _freeze(self, freeze: Sequence[str], train_last_layers: int | None) -> None:
-        owners = {name: self.part_of(name) for name, _ in self.model.named_parameters()}
-        for name, parameter in self.model.named_parameters():
-            if owners[name] in freeze:
-                parameter.requires_grad_(False)
-        if train_last_layers is not None:
-            if not 0 <= train_last_layers <= len(self.blocks):
-                raise ValueError(
-                    f"train_last_layers must be from 0 to {len(self.blocks)}, found {train_last_layers}"
-                )
-            for block in list(self.blocks)[: len(self.blocks) - train_last_layers]:
-                block.requires_grad_(False)
 
     def _geometry(self) -> Geometry:
         text = self.text_config

@@ -27,9 +27,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from librobot.errors import LibrobotError
 from librobot.types import Observation
-from librobot.vlms.internvl2_weights import read_json
 from librobot.vlms.llava import START, LlavaProcessor
-from librobot.vlms.loading import hub_errors, load_config, load_tokenizer
+from librobot.vlms.loading import hub_errors, load_config, load_tokenizer, read_json
 from librobot.vlms.pretrained import PretrainedVLM
 from librobot.vlms.prismatic_vision import FusedVision, Projector
 from librobot.vlms.prompts import Template
@@ -136,6 +135,10 @@ class Prismatic(PretrainedVLM):
     def forward(self, observation: Observation, **options: Any) -> Any:
         self._tell(observation)
         return super().forward(observation, **options)
+
+    def read_packed(self, observation: Observation, *given: Any, **options: Any) -> Any:
+        self._tell(observation)
+        return super().read_packed(observation, *given, **options)
 
     def embed_prefix(
         self, observation: Observation

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor, smart_resize
 
+from librobot.vlms.packed import PackedSamples
 from librobot.vlms.pretrained import PretrainedVLM
 from librobot.vlms.prompts import PromptProcessor, Template
 
@@ -141,6 +142,20 @@ class Qwen3VL(Qwen):
     model_class = Qwen3VLForConditionalGeneration
     config_class = Qwen3VLConfig
     template = Template(image_token="<|image_pad|>", head="<|im_start|>user\n", picture=PICTURE, tail=TURN)
+
+    def packed_inputs(self, given: dict[str, Any], samples: PackedSamples) -> dict[str, Any]:
+        """DeepStack's features are those of picture tokens, in the order of the rows."""
+        seen, mask, packing = given["visual_pos_masks"], samples.mask, samples.packing
+        if seen is None:
+            return given
+        kept = samples.join(seen & mask, torch.zeros_like(samples.real)) & (packing.sample >= 0)
+        features = []
+        for feature in given["deepstack_visual_embeds"]:
+            padded = feature.new_zeros(*seen.shape, feature.shape[-1])
+            padded = padded.masked_scatter(seen[..., None], feature)
+            nothing = feature.new_zeros(*samples.real.shape, feature.shape[-1])
+            features.append(samples.join(padded, nothing)[kept])
+        return {**given, "visual_pos_masks": kept, "deepstack_visual_embeds": features}
 
     @classmethod
     def default_picture_processor(cls, config: PreTrainedConfig) -> Qwen2VLImageProcessor:

@@ -22,6 +22,7 @@ from librobot.nn.text import BOS, NUM_BYTE_TOKENS, PAD, ByteEmbedding, ByteEncod
 from librobot.nn.vision import KeypointTower, Tower
 from librobot.types import Observation
 from librobot.vlms.base import VLM, Context, Geometry, Vocabulary, extension
+from librobot.vlms.packed import PackedSamples
 
 
 class Block(nn.Module):
@@ -193,7 +194,26 @@ class TinyVLM(VLM):
             next_position=positions[:, -1] + 1,
         )
 
-    def logits(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l v"]:
+    cannot_pack = None
+
+    def read_packed(
+        self,
+        observation: Observation,
+        x: Float[Tensor, "b q d"],
+        real: Bool[Tensor, "b q"],
+        *,
+        length: int | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        prefix, mask = self.embed(observation)
+        samples = PackedSamples(mask, real, causal=self.causal, length=length)
+        positions = samples.positions(mask.cumsum(dim=1) - 1, mask.sum(dim=1))
+        angles = rotary_angles(positions, self.geometry.head_dim, self.geometry.rope_theta)
+        hidden, visible = samples.join(prefix, x), samples.visible()
+        for block in self.blocks:
+            hidden, _, _ = block(hidden, angles, visible)
+        return samples.answers(self.final_norm(hidden))
+
+    def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Next-byte logits of normed hidden states; the output weights are the embedding's (tied)."""
         return functional.linear(hidden, self.text.table.weight)
 
