@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
+
+from librobot.training import pages
 
 PHASES = ("data wait", "transfer", "forward", "backward", "optimiser", "other")
 MUCH = {"data wait": 0.1, "transfer": 0.1, "optimiser": 0.2, "other": 0.1}
@@ -79,15 +80,11 @@ def advice(summary: Summary) -> list[str]:
 
 def write_summary(path: Path, summary: Summary) -> Path:
     """The page, in one file that needs no other."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(
-        files(__package__).joinpath("summary.html").read_text(encoding="utf-8")
-    )
     steps = max(1, summary.steps)
     phases = [(name, 1000 * summary.seconds[name] / steps, summary.shares[name]) for name in PHASES]
-    text = template.render(
+    text = pages.render(
+        "profiling/summary.html",
+        title="What a training step waits for",
         summary=summary,
         phases=phases,
         step=1000 * summary.total / steps,

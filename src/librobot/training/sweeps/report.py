@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import shlex
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from librobot.errors import LibrobotError
+from librobot.training import pages
 from librobot.training.sweeps.importance import importances
 from librobot.training.sweeps.plots import all_plots
 from librobot.training.sweeps.table import DIRECTIONS, Row, Sweep, cells, csv_text, read_sweep
@@ -48,13 +48,10 @@ def report(
 
 
 def render(sweep: Sweep, plots: dict[str, bytes]) -> str:
-    import jinja2
-
-    template = files("librobot.training.sweeps").joinpath("report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     ordered = ordered_rows(sweep)
     best = sweep.ranked[0] if sweep.finished else None
-    return environment.from_string(template).render(
+    return pages.render(
+        "sweeps/report.html",
         title=f"Sweep {sweep.folder.resolve().name}",
         sweep=sweep,
         counts=counts(sweep),
