@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from librobot.data.block_order import BlockOrder
 from librobot.data.datamodule import DataModule
 from librobot.data.metadata import read_info
+from librobot.data.sampler import whole_batch
 from librobot.data.sources.base import CacheMode
 from librobot.data.sources.lerobot import LeRobotSource
 from librobot.data.windows import WindowDataset, Windows
@@ -53,7 +54,7 @@ def ours(task: Task, samples: Sequence[int], cache: CacheMode, cache_dir: Path) 
         horizon=HORIZON,
         obs_steps=task.window,
     )
-    return _loader(WindowDataset(source, windows), task, samples, collate_fn=_whole)
+    return _loader(WindowDataset(source, windows), task, samples, collate_fn=whole_batch)
 
 
 def peer(task: Task, samples: Sequence[int], backend: str) -> Iterable[Any]:
@@ -94,10 +95,6 @@ class _Fixed(torch.utils.data.Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.samples)
-
-
-def _whole(batch: Any) -> Any:
-    return batch
 
 
 def best_backend(root: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
 
+from librobot.data.shared_memory import sent
 from librobot.data.windows import WindowDataset
 from librobot.types import Batch
 
@@ -145,6 +146,10 @@ class ResumableLoader(DataLoader[Batch]):
         self.sampler.load_state_dict(state)
 
 
-def whole_batch(batch: Any) -> Any:
-    """The collate of a dataset whose `__getitems__` gives whole batches."""
+def whole_batch(batch: Any) -> Batch:
+    """The collate of a dataset whose `__getitems__` gives whole batches: pictures stay where they are."""
+    seen = batch.observation
+    seen.images = {camera: sent(pictures) for camera, pictures in seen.images.items()}
+    if seen.goal_images is not None:
+        seen.goal_images = {camera: sent(pictures) for camera, pictures in seen.goal_images.items()}
     return batch

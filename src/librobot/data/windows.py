@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from librobot.data.shared_memory import as_tensor
 from librobot.data.sources.base import Mixture, OnError, Source
 from librobot.errors import LibrobotError
 from librobot.representation import Representation
@@ -155,7 +154,7 @@ class WindowDataset(Dataset[Batch]):
         seen = self.windows.observation_rows(index)
         num, steps = seen.shape
         images = {
-            camera: as_tensor(frames).unflatten(0, (num, steps))
+            camera: torch.from_numpy(frames).unflatten(0, (num, steps))
             for camera, frames in self.source.images(seen.reshape(-1)).items()
         }
         rows = seen[:, -1]
