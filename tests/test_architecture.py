@@ -38,7 +38,7 @@ ARROWS = {
     "normalize": BASE,
     "nn": BASE,
     "vlms": NN,
-    "tokenizers": BASE,
+    "tokenizers": NN | {"progress"},
     "networks": NN,
     "heads": HEADS,
     "frameworks": FRAMEWORKS,
