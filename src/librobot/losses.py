@@ -1,10 +1,16 @@
 """Losses as pure functions: tensors and masks in, one loss per sample out.
 
 An element that `mask` hides contributes nothing, whatever its value (even NaN) and whatever its gradient.
+
+What a loss is made of can be seen from outside while it is computed (`recorded`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,6 +20,40 @@ from torch import Tensor
 from librobot import replicas
 
 Mask = Bool[Tensor, "b k"] | Bool[Tensor, "b k a"]
+
+
+@dataclass
+class Record:
+    """What the losses of a batch were made of, without gradients and in float32.
+
+    `elements` are the error of each number (b, k, a), 0 where it does not count, and which of them count:
+    one pair for every comparison of chunks. `samples` are each sample's part of a sum (b,), and of what that
+    is divided by (b,): one pair for every `reduce`.
+    """
+
+    elements: list[tuple[Float[Tensor, "b k a"], Bool[Tensor, "b k a"]]] = field(default_factory=list)
+    samples: list[tuple[Float[Tensor, " b"], Float[Tensor, " b"]]] = field(default_factory=list)
+
+
+_record: ContextVar[Record | None] = ContextVar("record", default=None)
+
+
+@contextmanager
+def recorded(into: Record | None) -> Iterator[None]:
+    """The losses that are computed in here are noted in `into`; with None nobody's note takes them."""
+    token = _record.set(into)
+    try:
+        yield
+    finally:
+        _record.reset(token)
+
+
+def note(error: Float[Tensor, "b k a"], mask: Bool[Tensor, "b k a"]) -> None:
+    """For a head that compares chunks number by number without `l1`, `mse` or `masked_mean`, which do this
+    themselves: `error` is what it makes the mean of, weights aside."""
+    record = _record.get()
+    if record is not None:
+        record.elements.append((error.detach().float().masked_fill(~mask, 0.0), mask))
 
 
 def masked_mean(
@@ -27,6 +67,7 @@ def masked_mean(
         mask = mask.unsqueeze(-1)
     mask = mask.expand_as(error)
     kept = error.float().masked_fill(~mask, 0.0)
+    note(kept, mask)
     if weights is None:
         return kept.sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)
     weights = weights.float()
@@ -80,6 +121,10 @@ def reduce(
     """
     share = mask.float().mean(dim=1)
     weighted = (loss * share).sum()
+    record = _record.get()
+    if record is not None:
+        divisor = torch.ones_like(share) if reduction == "original" else share
+        record.samples.append(((loss * share).detach().float(), divisor))
     if reduction == "original":
         return weighted / len(loss)
     total = replicas.mean(share.sum())  # of the whole batch, wherever its samples are

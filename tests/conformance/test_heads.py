@@ -12,8 +12,11 @@ from omegaconf import OmegaConf
 import tiny_models
 from librobot.heads.flow_matching import FlowMatching
 from librobot.heads.reflow import Reflow
+from librobot.losses import Record, recorded
 
 HEADS = tiny_models.options("head")
+WHOLE = ("mixture",)  # one density for all numbers of a chunk
+FUNCTIONS_OF_MEANS = ("consistency", "cvae", "hybrid", "octo_ddpm")  # and of other things
 
 
 SHAPE = (3, 5, 4)
@@ -212,7 +215,7 @@ def test_guidance_and_dropped_context():
             with pytest.raises(ValueError, match="guidance"):
                 head.sample(network, context, SHAPE, noise=noise, guidance=2.0)
             continue
-        guided = head.sample(network, context, SHAPE, noise=noise, guidance=2.0)
+        guided = head.sample(network, context, SHAPE, noise=noise, guidance=6.0)  # few tokens move slowly
         everyone = torch.ones(len(context.matrices), dtype=torch.bool)
         unconditional = head.sample(network, context.dropped(everyone), SHAPE, noise=noise, guidance=2.0)
         without = head.sample(network, context.dropped(everyone), SHAPE, noise=noise)
@@ -281,3 +284,30 @@ def test_the_loss_trains_what_sampling_needs(name):
     with torch.no_grad():
         drawn = head.sample(denoiser, context[:64], (64, 4, 2))
     assert (drawn.mean(0) - target).abs().max() < 0.1
+
+
+def test_what_the_loss_is_a_mean_of_can_be_seen(name):
+    """`losses.recorded`: the error of each number, of every head whose loss is a mean over numbers."""
+    head = made(name)
+    actions, noise, time, context = inputs()
+    mask = torch.ones(3, 5, 4, dtype=torch.bool)
+    mask[1, 3:] = False
+    mask[:, :, 3] = False
+    record = Record()
+    with recorded(record):
+        loss = head.loss(network_for(head), context, actions, mask, noise=noise, time=time)
+    nowhere = Record()
+    head.loss(network_for(head), context, actions, mask, noise=noise, time=time)
+    assert not nowhere.elements
+    if name in WHOLE or getattr(getattr(head, "tokenizer", None), "mixes", False):
+        assert not record.elements
+        return
+    errors = torch.stack([error for error, _ in record.elements])
+    assert errors.shape[1:] == SHAPE
+    assert all(torch.equal(real, mask) for _, real in record.elements)
+    assert not errors.requires_grad
+    assert (errors[:, ~mask] == 0).all()
+    assert (errors[:, mask] != 0).any(dim=0).all()
+    if name not in FUNCTIONS_OF_MEANS:
+        means = errors.mean(dim=0).sum(dim=(1, 2)) / mask.sum(dim=(1, 2))
+        torch.testing.assert_close(means, loss.detach())

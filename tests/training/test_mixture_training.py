@@ -57,12 +57,19 @@ def fit(stick: Path, cart: Path, run_dir: Path, *overrides: str) -> dict[str, fl
 
 def test_one_policy_for_two_robots(dataset: Path, cart: Path, tmp_path: Path) -> None:
     """An epoch is 48 + 16 samples: the shares are exact where it ends."""
-    metrics = fit(dataset, cart, tmp_path / "whole", WEIGHTS, "trainer.max_steps=16")
+    parts = ["callbacks=[default,statistics]", "callbacks.losses.every_n_steps=4"]
+    parts += ["callbacks.activations=null", "framework.loss_reduction=masked"]
+    metrics = fit(dataset, cart, tmp_path / "whole", WEIGHTS, "trainer.max_steps=16", *parts)
+    for name, dims in (("stick", "xy"), ("cart", "uvw")):
+        loss = metrics[f"train/robot_loss/{name}"]
+        assert loss == pytest.approx(metrics[f"train/dataset_loss/{name}"])
+        assert loss == pytest.approx(np.mean([metrics[f"train/dim_loss/{name}/{dim}"] for dim in dims]))
     assert (metrics["data/share/stick"], metrics["data/share/cart"]) == (0.75, 0.25)
     assert float(rows(tmp_path / "whole")[-1]["data/share/cart"]) == 0.25
 
-    fit(dataset, cart, tmp_path / "cut", WEIGHTS, "trainer.max_steps=5")
-    metrics = fit(dataset, cart, tmp_path / "cut", WEIGHTS, "trainer.max_steps=16", "ckpt=last")
+    masked = parts[-1]
+    fit(dataset, cart, tmp_path / "cut", WEIGHTS, masked, "trainer.max_steps=5")
+    metrics = fit(dataset, cart, tmp_path / "cut", WEIGHTS, masked, "trainer.max_steps=16", "ckpt=last")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert metrics["data/share/cart"] == 0.25
 

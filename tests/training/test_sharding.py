@@ -21,6 +21,11 @@ from librobot.training.strategies import check_machine
 LAST = "checkpoints/last.ckpt"
 COMMON = ["vlm.num_kv_heads=2", "data.augmentation=null", "optim.lr=1e-2"]
 WITH_EMA = "callbacks=[default,ema]"
+WITH_PARTS = ["callbacks=[default,ema,statistics]"]
+WITH_PARTS += [f"callbacks.{name}.every_n_steps=2" for name in ("losses", "activations")]
+WITH_PARTS += [
+    f"callbacks.{name}=null" for name in ("action_errors", "gradients", "throughput", "utilisation")
+]
 PARTS = "trainer.strategy.sharded_checkpoints=true"
 BATCH = 8  # of all processes together
 STEPS = 4
@@ -102,10 +107,13 @@ def short(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("short")
     both = [(name, trainer) for name in FRAMEWORKS for trainer in ("ddp", "fsdp2")]
     stages = [
-        stage(1, [alone(framework, folder / framework / "cpu", WITH_EMA) for framework in FRAMEWORKS]),
+        stage(1, [alone(framework, folder / framework / "cpu", *WITH_PARTS) for framework in FRAMEWORKS]),
         stage(
             2,
-            [job(framework, folder / framework / trainer, trainer, WITH_EMA) for framework, trainer in both],
+            [
+                job(framework, folder / framework / trainer, trainer, *WITH_PARTS)
+                for framework, trainer in both
+            ],
         ),
     ]
     together(dataset, folder, stages)
@@ -117,6 +125,17 @@ def short(dataset, tmp_path_factory):
 def test_two_processes_have_the_losses_of_one(framework, trainer, short):
     assert_same_losses(short / framework / trainer, short / framework / "cpu")
     assert_same_end(short / framework / trainer, short / framework / "cpu")
+
+
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_parts_of_the_loss_and_activations_are_of_both_processes(framework, trainer, short):
+    ours, theirs = (rows(short / framework / name)[1] for name in (trainer, "cpu"))
+    block = {"act": "encoder.layers.0", "pi0": "expert.layers.0"}[framework]
+    assert {"train/dim_loss/x", "train/dim_loss/y", f"activations/{block}/std"} <= set(theirs)
+    for name, value in theirs.items():
+        if name.startswith(("train/dim_loss/", "activations/")):
+            assert float(ours[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
 
 
 @pytest.fixture(scope="module")

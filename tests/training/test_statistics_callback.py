@@ -11,7 +11,8 @@ from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework
 from librobot.training.callbacks.statistics import ActionErrors, GradientNorms, Throughput
 
-WITH = ["callbacks=[default,statistics]", "callbacks.gradients.every_n_steps=2"]
+WITH = ["callbacks=[default,statistics]"]
+WITH += [f"callbacks.{name}.every_n_steps=2" for name in ("gradients", "losses", "activations")]
 
 
 def test_a_run_logs_them_only_when_asked(dataset, tmp_path):
@@ -26,7 +27,9 @@ def test_a_run_logs_them_only_when_asked(dataset, tmp_path):
     ours, plain = rows(tmp_path / "with"), rows(tmp_path / "without")
     extra = set(ours[0]) - set(plain[0])
     assert {"val/error/x", "val/error/y", "speed/data_wait", "grad_norm/vlm", "grad_norm/all"} <= extra
-    assert all(name.startswith(("val/error/", "speed/", "grad_norm/")) for name in extra)
+    assert {"train/dim_loss/x", "activations/encoder.layers.0/std"} <= extra
+    kinds = ("val/error/", "speed/", "grad_norm/", "train/dim_loss/", "activations/")
+    assert all(name.startswith(kinds) for name in extra)
     assert [row["train/loss"] for row in ours] == [row["train/loss"] for row in plain]
     row = next(row for row in ours if row["grad_norm/all"])
     parts = [float(v) for n, v in row.items() if n.startswith("grad_norm/") and n != "grad_norm/all" and v]

@@ -16,7 +16,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PRELOADED = [f"librobot.frameworks.{name}" for name in ("act", "pi0")]
-PRELOADED += [f"librobot.training.callbacks.{name}" for name in ("ema", "rollouts", "statistics")]
+PRELOADED += [
+    f"librobot.training.callbacks.{name}"
+    for name in ("activations", "ema", "losses", "rollouts", "statistics")
+]
 PRELOADED += ["librobot.data.sources.lerobot", "librobot.vlms.tiny", "librobot.heads.flow_matching"]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from lightning import LightningModule
 from torch import Tensor, nn
 
@@ -207,6 +207,10 @@ class Framework(LightningModule):
         """Which numbers of a batch's actions count: steps before the episode's end, dimensions that the
         sample's robot has."""
         return batch.action_mask[:, :, None] & self.robots.owned_dims(batch)
+
+    def of_dimensions(self, values: Shaped[Tensor, "b k w"]) -> Shaped[Tensor, "b k a"]:
+        """Of numbers for each dimension that the head sees, those of the actions' own, in their order."""
+        return values[..., : self.spec.action_dim]
 
     def normalized_state(self, observation: Observation) -> Float[Tensor, "b t s"]:
         ids = observation.embodiment

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFactory
@@ -145,6 +145,9 @@ class RT2(Framework):
             middle = (self.bin_centre(GO_ON) + self.bin_centre(STOP)) / 2
             self.wants_to_stop, written = written[..., 0] > middle, written[..., 1:]
         return self.physical_actions(written[..., self.order.argsort()], observation)
+
+    def of_dimensions(self, values: Shaped[Tensor, "b k w"]) -> Shaped[Tensor, "b k a"]:
+        return values[..., int(self.terminate) :][..., self.order.argsort()]
 
     def answer(self, observation: Observation, max_tokens: int = 64) -> list[str]:
         """What the model says to questions about pictures: `prompt` holds them, nothing is restricted."""

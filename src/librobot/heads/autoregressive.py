@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from librobot.heads.base import ActionHead, Decoder, Mask, NetworkKind, hold_last
+from librobot.losses import note
 from librobot.tokenizers.base import ActionTokenizer
 from librobot.tokenizers.written import padded_weights
 
@@ -108,6 +109,7 @@ class Autoregressive(ActionHead):
             reduction="none",
             label_smoothing=self.label_smoothing,
         )
+        self._note(error, actions, mask)
         weights = real * self._token_weights(mask, actions)
         total = weights.sum(dim=1)
         return (error * weights).sum(dim=1) / torch.where(total > 0, total, 1.0)
@@ -176,6 +178,15 @@ class Autoregressive(ActionHead):
             return without + guidance * (given(tokens) - without)
 
         return extrapolated
+
+    def _note(self, error: Float[Tensor, "b l"], actions: Float[Tensor, "b k a"], mask: Mask) -> None:
+        """Each number's cross-entropy, where somebody looks at parts of the loss; none of mixed ones."""
+        if self.tokenizer.mixes:
+            return
+        first, _ = getattr(self.tokenizer, "around", (0, 0))
+        count = actions[0].numel()
+        visible = (mask.unsqueeze(-1) if mask.ndim == 2 else mask).expand_as(actions)
+        note(error[:, first : first + count].reshape(actions.shape), visible)
 
     def _token_weights(
         self, mask: Mask, actions: Float[Tensor, "b k a"]

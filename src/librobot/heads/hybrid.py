@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from librobot.heads.base import ActionHead, Mask, NetworkKind
+from librobot.losses import recorded
 
 Part = Literal["flow", "tokens"]
 
@@ -113,7 +114,8 @@ class Hybrid(ActionHead):
         """`noise` and `time` are the flow head's."""
         seen = self._insulated(context) if self.insulate else context
         flow = self.flow.loss(network["denoiser"], seen, actions, mask, noise=noise, time=time)
-        tokens = self.tokens.loss(network["decoder"], context, actions, mask)
+        with recorded(None):  # nats beside squared errors: the parts of the loss are the flow's
+            tokens = self.tokens.loss(network["decoder"], context, actions, mask)
         return self.flow_weight * flow + self.token_weight * tokens
 
     def sample(

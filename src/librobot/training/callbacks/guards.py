@@ -13,7 +13,7 @@ from librobot.errors import LibrobotError
 
 
 class Diverged(LibrobotError):
-    """Training produced a loss that is not finite."""
+    """Training produced a loss, or on the way to it an output, that is not finite."""
 
     exit_code = 1
 

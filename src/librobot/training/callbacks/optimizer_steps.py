@@ -8,6 +8,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from librobot.errors import LibrobotError
+
 
 class OptimizerStepCallback(Callback, ABC):
     """Calls `on_optimizer_step_end` at the end of a batch that stepped, not while gradients accumulate."""
@@ -28,3 +30,13 @@ class OptimizerStepCallback(Callback, ABC):
     @abstractmethod
     def on_optimizer_step_end(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         """`step` optimiser steps are done."""
+
+
+def check_logged(place: str, every_n_steps: int, trainer: Trainer) -> None:
+    """Raise LibrobotError where a callback at `place` would log in steps that the loggers do not see."""
+    logged: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if every_n_steps % logged:
+        raise LibrobotError(
+            f"{place}.every_n_steps must be a multiple of trainer.log_every_n_steps ({logged}), the steps "
+            f"that are logged at all, found {every_n_steps}"
+        )

@@ -10,9 +10,9 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework
 from librobot.frameworks.sharding import alike, norm_of
+from librobot.training.callbacks.optimizer_steps import check_logged
 
 
 class ActionErrors(Callback):
@@ -84,12 +84,7 @@ class GradientNorms(Callback):
         self.parts = None if parts is None else tuple(parts)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logged: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.every_n_steps % logged:
-            raise LibrobotError(
-                f"callbacks.gradients.every_n_steps must be a multiple of trainer.log_every_n_steps "
-                f"({logged}), the steps that are logged at all, found {self.every_n_steps}"
-            )
+        check_logged("callbacks.gradients", self.every_n_steps, trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         assert isinstance(pl_module, Framework)
