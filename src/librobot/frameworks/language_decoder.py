@@ -4,13 +4,15 @@
     start     tokens that the method puts behind the prompt and that nobody predicts
     answer    what the model writes: each token from the one before it, the first from the last of the above
 
-Training runs over the whole answer in one causal pass (`VLM.extend`); decoding adds one token at a time to
-the cache, and computes nothing twice. `ActionTokens` says which of the vocabulary's tokens mean actions.
+Training runs over the whole answer in one causal pass (`VLM.extend`), or over prefix and answer in one, of
+several samples in each row (`pack`). Decoding adds one token at a time to the cache, and computes nothing
+twice. `ActionTokens` says which of the vocabulary's tokens mean actions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,6 +24,7 @@ from torch.nn import functional
 
 from librobot.heads.base import ActionHead
 from librobot.tokenizers.written import WrittenTokens
+from librobot.types import Observation
 from librobot.vlms.base import VLM, Context
 
 if TYPE_CHECKING:
@@ -87,19 +90,64 @@ class WritesTokens(Protocol):
     def logits(self, vlm: VLM, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l v"]: ...
 
 
+@dataclass(frozen=True)
+class Unread:
+    """What an answer stands behind, where both are read together."""
+
+    observation: Observation
+
+
 class LanguageDecoder:
-    """A `librobot.heads.base.Decoder` over a backbone's `Context`, which holds the last hidden states."""
+    """A `librobot.heads.base.Decoder` over a backbone's `Context`, which holds the last hidden states.
 
-    def __init__(self, vlm: VLM, tokens: WritesTokens, start: Sequence[int] = ()) -> None:
+    With `pack` what is learned is read in rows of several samples, without padding (`librobot.nn.packing`);
+    `pack_length` is the length of a row, None the shortest that is full enough. Raises ValueError where the
+    backbone's attention cannot keep the samples apart.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        tokens: WritesTokens,
+        start: Sequence[int] = (),
+        *,
+        pack: bool = False,
+        pack_length: int | None = None,
+    ) -> None:
+        check_packs(vlm, pack, pack_length)
         self.vlm, self.tokens, self.start = vlm, tokens, tuple(start)
+        self.pack, self.pack_length = pack, pack_length
 
-    def __call__(self, tokens: Int[Tensor, "b l"], context: Context) -> Float[Tensor, "b l v"]:
+    def read(self, observation: Observation) -> Context | Unread:
+        """What answers are learned behind; decoding needs the backbone's context."""
+        return Unread(observation) if self.pack else self.vlm(observation, layers=(-1,))
+
+    def __call__(self, tokens: Int[Tensor, "b l"], context: Context | Unread) -> Float[Tensor, "b l v"]:
+        everything = torch.ones_like(tokens, dtype=torch.bool)
+        return self.tokens.logits(self.vlm, self.hidden(tokens, everything, context))
+
+    def of_real(
+        self, tokens: Int[Tensor, "b l"], real: Bool[Tensor, "b l"], context: Context | Unread
+    ) -> Float[Tensor, "n v"]:
+        return self.tokens.logits(self.vlm, self.hidden(tokens, real, context)[real])
+
+    def hidden(
+        self, tokens: Int[Tensor, "b l"], real: Bool[Tensor, "b l"], context: Context | Unread
+    ) -> Float[Tensor, "b l d"]:
+        """The states that predict the real tokens; arbitrary ones where a token is not."""
         given = torch.cat((self.starts(len(tokens), tokens.device), tokens[:, :-1]), dim=1)
-        hidden = last_of(context)
-        if given.shape[1]:
-            after = self.vlm.extend(context, self.tokens.embed(self.vlm, given)).hidden
-            hidden = torch.cat((hidden, after), dim=1)
-        return self.tokens.logits(self.vlm, hidden[:, len(self.start) :])
+        if isinstance(context, Unread):
+            x = self.tokens.embed(self.vlm, given)
+            told = torch.cat(
+                (torch.ones_like(given[:, : len(self.start)], dtype=torch.bool), real[:, 1:]), dim=1
+            )
+            hidden = self.vlm.read_packed(context.observation, x, told, length=self.pack_length)
+        else:
+            hidden = last_of(context)
+            if given.shape[1]:
+                after = self.vlm.extend(context, self.tokens.embed(self.vlm, given)).hidden
+                hidden = torch.cat((hidden, after), dim=1)
+        return hidden[:, len(self.start) :]
 
     def begin(self, context: Context) -> Writing:
         return Writing(self, context)
@@ -147,6 +195,24 @@ def writing_vlm(vlm: VLM | None, framework: str) -> VLM:
     return vlm
 
 
+def check_packs(vlm: VLM, pack: bool, length: int | None) -> None:
+    """Raises ValueError where the backbone cannot read packed rows, and for a length without effect."""
+    if not pack:
+        if length is not None:
+            raise ValueError(
+                f"pack_length={length} has no effect with pack=false; set pack=true, or leave it out"
+            )
+        return
+    if length is not None and length < 1:
+        raise ValueError(f"pack_length must be at least 1 token, found {length}")
+    if vlm.cannot_pack is not None:
+        raise ValueError(
+            f"pack=true puts several samples into a row, and {vlm.cannot_pack}; take vlm=tiny or a "
+            f"decoder-only backbone (vlm=qwen2vl, paligemma, ...) with vlm.attn_implementation=sdpa or "
+            f"eager, or pack=false"
+        )
+
+
 def write_in_words(
     head: ActionHead, tokens: ActionTokens, *, after: Sequence[int], lead: Sequence[int] = (), **options: Any
 ) -> None:
@@ -172,12 +238,14 @@ def parameter_of(module: nn.Module) -> Tensor:
 
 
 def answer_loss(
-    decoder: LanguageDecoder, context: Context, ids: Int[Tensor, "b l"], real: Bool[Tensor, "b l"]
+    decoder: LanguageDecoder, context: Context | Unread, ids: Int[Tensor, "b l"], real: Bool[Tensor, "b l"]
 ) -> Float[Tensor, " b"]:
     """Each sample's mean cross-entropy of an answer's real tokens."""
-    logits = decoder(ids, context).float()
-    error = functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
-    return (error * real).sum(dim=1) / real.sum(dim=1).clamp_min(1)
+    of_real = functional.cross_entropy(
+        decoder.of_real(ids, real, context).float(), ids[real], reduction="none"
+    )
+    error = of_real.new_zeros(ids.shape).masked_scatter(real, of_real)
+    return error.sum(dim=1) / real.sum(dim=1).clamp_min(1)
 
 
 def token_lengths(

@@ -70,6 +70,8 @@ class OpenVLA(Framework):
         embodiments: Sequence[RobotSpec] | None = None,
         normalize_gripper: bool = False,
         crop: float | None = 0.9,
+        pack: bool = False,
+        pack_length: int | None = None,
     ) -> None:
         super().__init__(
             spec=spec,
@@ -90,14 +92,16 @@ class OpenVLA(Framework):
         words = vlm.vocabulary
         self.tokens = ActionTokens(vlm, number_of_tokens(head))
         write_in_words(head, self.tokens, after=(words.end,))
-        self.decoder = LanguageDecoder(vlm, self.tokens, start=(words.space,))
+        self.decoder = LanguageDecoder(
+            vlm, self.tokens, start=(words.space,), pack=pack, pack_length=pack_length
+        )
         self.freeze_unused(layers=(-1,), logits=True)
         self.apply_freeze()
 
     def compute_loss(
         self, batch: Batch, *, noise: Tensor | None = None, time: Tensor | None = None
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        prefix = self.prefix(batch.observation)
+        prefix = self.decoder.read(self.shown(batch.observation))
         actions = self.normalized_actions(batch)
         per_sample = self.head.loss(self.decoder, prefix, actions, self.real_actions(batch))
         return reduce(per_sample, batch.action_mask), {}
@@ -116,9 +120,12 @@ class OpenVLA(Framework):
         return self.physical_actions(actions, observation)
 
     def prefix(self, observation: Observation) -> Context:
-        observation = cropped(self.prepare(observation), self.crop, random=self.training)
         assert self.vlm is not None
-        return self.vlm(observation, layers=(-1,))
+        return self.vlm(self.shown(observation), layers=(-1,))
+
+    def shown(self, observation: Observation) -> Observation:
+        """What the backbone sees."""
+        return cropped(self.prepare(observation), self.crop, random=self.training)
 
     def token_lengths(self, prompts: Sequence[str], state: Tensor, actions: Tensor) -> np.ndarray:
         """For batches of samples of like length (`data.bucket`)."""

@@ -79,6 +79,8 @@ class Pi05(Pi0):
         skip_tokens: int = 128,
         embodiments: Sequence[RobotSpec] | None = None,
         vision_language: Mapping[str, Any] | None = None,
+        pack: bool = False,
+        pack_length: int | None = None,
     ) -> None:
         if modulation not in get_args(Modulation):
             raise ValueError(f"modulation must be one of {get_args(Modulation)}, found {modulation!r}")
@@ -111,7 +113,12 @@ class Pi05(Pi0):
         )
         if vision_language is not None:
             writing_vlm(vlm, "framework=pi05 with vision_language")
-        self.co_training = CoTraining(vlm, vision_language)
+        elif pack:
+            raise ValueError(
+                "pack=true has no effect without vision_language: the robot's own rows keep their places, as "
+                "the expert reads the prefix's cache; leave pack at false"
+            )
+        self.co_training = CoTraining(vlm, vision_language, pack=pack, pack_length=pack_length)
         self.asked = vlm.prompts_as_written(max_prompt_tokens) if state_in_prompt else vlm.processor
 
     def compute_loss(

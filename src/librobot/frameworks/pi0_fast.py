@@ -90,6 +90,8 @@ class Pi0FAST(Framework):
         decoding: Decoding = "constrained",
         picture_size: Sequence[int] | None = None,
         vision_language: Mapping[str, Any] | None = None,
+        pack: bool = False,
+        pack_length: int | None = None,
     ) -> None:
         if decoding not in get_args(Decoding):
             raise ValueError(f"decoding must be constrained or free, found {decoding!r}")
@@ -125,15 +127,16 @@ class Pi0FAST(Framework):
             constrained=decoding == "constrained",
         )
         begin = () if start == "none" or words.begin is None else (words.begin,)
-        self.decoder = LanguageDecoder(vlm, self.tokens, begin)
-        self.co_training = CoTraining(vlm, vision_language, self.tokens)
+        packing: Any = {"pack": pack, "pack_length": pack_length}
+        self.decoder = LanguageDecoder(vlm, self.tokens, begin, **packing)
+        self.co_training = CoTraining(vlm, vision_language, self.tokens, **packing)
         self.freeze_unused(layers=(-1,), logits=True)
         self.apply_freeze()
 
     def compute_loss(
         self, batch: Batch, *, noise: Tensor | None = None, time: Tensor | None = None
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        prefix = self.prefix(batch.observation)
+        prefix = self.decoder.read(self.shown(batch.observation))
         actions, mask = self.normalized_actions(batch), self.real_actions(batch)
         per_sample = self.head.loss(self.decoder, prefix, actions, mask)
         # Every chunk's text counts alike, however many of its steps are real.
@@ -156,13 +159,17 @@ class Pi0FAST(Framework):
         return self.physical_actions(actions, observation)
 
     def prefix(self, observation: Observation) -> Context:
-        observation = self.prepare(observation)
         assert self.vlm is not None
+        return self.vlm(self.shown(observation), layers=(-1,))
+
+    def shown(self, observation: Observation) -> Observation:
+        """What the backbone sees."""
+        observation = self.prepare(observation)
         if self.picture_size is not None:
             height, width = self.picture_size
             images = {n: resize_with_pad(x, height, width) for n, x in observation.images.items()}
             observation = replace(observation, images=images)
-        return self.vlm(observation, layers=(-1,))
+        return observation
 
     def token_lengths(self, prompts: Sequence[str], state: Tensor, actions: Tensor) -> np.ndarray:
         """For batches of samples of like length (`data.bucket`)."""

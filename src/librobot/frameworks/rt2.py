@@ -78,6 +78,8 @@ class RT2(Framework):
         words: Words = "auto",
         corpus: str | None = None,
         vision_language: Mapping[str, Any] | None = None,
+        pack: bool = False,
+        pack_length: int | None = None,
     ) -> None:
         if words not in get_args(Words):
             raise ValueError(f"words must be one of {', '.join(get_args(Words))}, found {words!r}")
@@ -112,8 +114,9 @@ class RT2(Framework):
             vlm, number_of_tokens(head), ids=word_ids(vlm.vocabulary, number_of_tokens(head), words, corpus)
         )
         write_in_words(head, self.tokens, after=(vlm.vocabulary.end,))
-        self.decoder = LanguageDecoder(vlm, self.tokens)
-        self.co_training = CoTraining(vlm, vision_language, self.tokens)
+        packing: Any = {"pack": pack, "pack_length": pack_length}
+        self.decoder = LanguageDecoder(vlm, self.tokens, **packing)
+        self.co_training = CoTraining(vlm, vision_language, self.tokens, **packing)
         self.wants_to_stop: Bool[Tensor, "b k"] | None = None
         self.freeze_unused(layers=(-1,), logits=True)
         self.apply_freeze()
@@ -121,7 +124,7 @@ class RT2(Framework):
     def compute_loss(
         self, batch: Batch, *, noise: Tensor | None = None, time: Tensor | None = None
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        prefix = self.prefix(self.prepare(batch.observation))
+        prefix = self.decoder.read(self.prepare(batch.observation))
         actions = self.written(self.normalized_actions(batch), self.terminate_values(batch))
         mask = self.written(self.real_actions(batch), batch.action_mask[..., None])
         loss = reduce(self.head.loss(self.decoder, prefix, actions, mask), batch.action_mask)

@@ -93,14 +93,19 @@ class Pairs:
 class CoTraining:
     """A backbone that goes on learning to answer beside a framework's actions; `None` for `options` does
     nothing. `tokens` are the framework's action tokens, where it has any: answers are written in words alone.
+    `packing` are `LanguageDecoder`'s options for it.
     """
 
     def __init__(
-        self, vlm: VLM, options: Mapping[str, Any] | None, tokens: ActionTokens | Words | None = None
+        self,
+        vlm: VLM,
+        options: Mapping[str, Any] | None,
+        tokens: ActionTokens | Words | None = None,
+        **packing: Any,
     ) -> None:
         self.vlm = vlm
         self.pairs = None if options is None else Pairs(**options)
-        self.decoder = LanguageDecoder(vlm, tokens or Words())
+        self.decoder = LanguageDecoder(vlm, tokens or Words(), **packing)
 
     def add(
         self, loss: Tensor, num_robot_samples: int, size: tuple[int, int], training: bool
@@ -115,7 +120,7 @@ class CoTraining:
         """The mean over pairs of their answers' mean cross-entropy."""
         observation, texts = drawn.observation(self.vlm.processor, device)
         ids, real = padded_answers(self.vlm.vocabulary, texts, device)
-        return answer_loss(self.decoder, self.vlm(observation, layers=(-1,)), ids, real).mean()
+        return answer_loss(self.decoder, self.decoder.read(observation), ids, real).mean()
 
 
 class Words:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -102,13 +102,11 @@ class Autoregressive(ActionHead):
         that mix numbers, all of them. `noise` and `time` have nothing to act on."""
         context = self.training_context(context, len(actions))
         tokens, real = self.tokenizer.encode(hold_last(actions, mask))
-        logits = network(tokens, context).float()
-        error = functional.cross_entropy(
-            rearrange(logits, "b l v -> b v l"),
-            tokens,
-            reduction="none",
-            label_smoothing=self.label_smoothing,
+        logits = logits_of_real(network, tokens, real, context).float()
+        of_real = functional.cross_entropy(
+            logits, tokens[real], reduction="none", label_smoothing=self.label_smoothing
         )
+        error = of_real.new_zeros(tokens.shape).masked_scatter(real, of_real)
         self._note(error, actions, mask)
         weights = real * self._token_weights(mask, actions)
         total = weights.sum(dim=1)
@@ -199,3 +197,11 @@ class Autoregressive(ActionHead):
         flat = rearrange(weights, "b k a -> b (k a)")
         around = getattr(self.tokenizer, "around", None)  # words of a language model, before and behind
         return flat if around is None else padded_weights(flat, around)
+
+
+def logits_of_real(
+    network: Decoder, tokens: Int[Tensor, "b l"], real: Bool[Tensor, "b l"], context: Any
+) -> Float[Tensor, "n v"]:
+    """Logits of the real tokens, sample by sample: none of padding, which a vocabulary makes dear."""
+    of_real: Any = getattr(network, "of_real", None)
+    return network(tokens, context)[real] if of_real is None else of_real(tokens, real, context)

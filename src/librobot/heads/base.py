@@ -45,7 +45,11 @@ class DecoderState(Protocol):
 
 
 class Decoder(Protocol):
-    """The network of a head that predicts tokens one after another."""
+    """The network of a head that predicts tokens one after another.
+
+    It may have `of_real(tokens, real, context)`: the logits (n, v) of the real tokens alone, sample by
+    sample, where `real` (b, l) holds a run from each sample's first token on.
+    """
 
     def __call__(self, tokens: Int[Tensor, "b l"], context: Any, /) -> Float[Tensor, "b l v"]:
         """Logits of every token from the tokens before it (the first from the context alone)."""
