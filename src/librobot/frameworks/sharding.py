@@ -32,6 +32,7 @@ METHODS = (
     "read",
     "reads",
     "extend",
+    "read_packed",
     "embed_tokens",
     "logits",
 )  # of blocks and backbones, beside forward
