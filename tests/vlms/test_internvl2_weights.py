@@ -19,7 +19,7 @@ from internvl2_published import (
 )
 
 from librobot.errors import LibrobotError
-from librobot.nn.pretrained import skip_pretrained
+from librobot.nn.pretrained import skip_pretrained, unread_weights, weightless
 from librobot.vlms.internvl import InternVL2, InternVL3
 
 
@@ -117,6 +117,16 @@ def test_a_published_model_is_saved_in_transformers_layout(published, tmp_path_f
         stored = InternVL2(checkpoint="not/there").eval()
     stored.load_state_dict(vlm.state_dict())
     assert torch.equal(stored(observation).hidden, vlm(observation).hidden)
+
+
+def test_weights_that_stay_in_their_files(published):
+    """Cut from the published, fused tensors when they are read."""
+    whole = dict(InternVL2(checkpoint=published, dtype="bfloat16").model.named_parameters())
+    with weightless(), unread_weights():
+        unread = dict(InternVL2(checkpoint=published, dtype="bfloat16").model.named_parameters())
+    assert unread.keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(unread[name].read((slice(1, None),)), value[1:]), name
 
 
 def test_half_precision(published):

@@ -1,9 +1,10 @@
 """A policy's weights over several processes: FSDP2 (Zhao et al. 2023) over one or two axes of a mesh, and
 tensor parallelism (Shoeybi et al. 2019) of the blocks that declare how their matrices are split.
 
-The mesh has the axes "replicate" (copies of the sharded policy), "shard" (its parts) and "tensor". The first
-process of the run has the weights; the others have been built without (`librobot.nn.pretrained.weightless`)
-and get their parts of one parameter after the other: no process ever holds a second copy of the whole.
+The mesh has the axes "replicate" (copies of the sharded policy), "shard" (its parts) and "tensor". Published
+weights have stayed in their files (`librobot.nn.stored`), and each process reads its parts of them. All else
+the first process has; the others were built without (`librobot.nn.pretrained.weightless`), and get their
+parts of one parameter after the other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from librobot.errors import LibrobotError, nearest
+from librobot.nn.stored import StoredTensor
 
 if TYPE_CHECKING:
     from librobot.frameworks.base import Framework
@@ -91,7 +93,11 @@ def shard(framework: Framework, mesh: DeviceMesh, device: torch.device) -> None:
     if whole.size() > 1 or tensor.size() == 1:
         axes = whole if mesh["replicate"].size() > 1 else mesh["shard"]
         wrap(framework, blocks, axes)
+    ties = shared_places(framework)
     framework._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device))
+    for first, *others in ties:  # which torch parts where the memory is new
+        for module, name in others:
+            module._parameters[name] = first[0]._parameters[first[1]]
     fill(framework, weights, device)
     if whole.size() > 1:
         for parameter in framework.parameters():
@@ -100,7 +106,8 @@ def shard(framework: Framework, mesh: DeviceMesh, device: torch.device) -> None:
 
 
 def strip(framework: Framework) -> dict[str, Tensor]:
-    """Take the memory of all parameters, which stay shared where they were; what they held, by name."""
+    """Take the memory of all parameters, which stay shared where they were; what they held, by name. Buffers
+    that are in a file are read."""
     weights = {name: parameter.data for name, parameter in framework.named_parameters()}
     made: dict[int, nn.Parameter] = {}
     for module in framework.modules():
@@ -112,7 +119,20 @@ def strip(framework: Framework) -> dict[str, Tensor]:
                     parameter.data.to("meta"), requires_grad=parameter.requires_grad
                 )
             module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if isinstance(buffer, StoredTensor):
+                module._buffers[name] = buffer.read()
     return weights
+
+
+def shared_places(framework: Framework) -> list[list[tuple[nn.Module, str]]]:
+    """The modules and names of each parameter that several modules share."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in framework.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), []).append((module, name))
+    return [found for found in places.values() if len(found) > 1]
 
 
 def wrap(framework: Framework, blocks: dict[str, nn.Module], axes: DeviceMesh) -> None:
@@ -204,15 +224,23 @@ def check_divides(name: str, block: nn.Module, plan: dict[str, Split], parts: in
 
 
 def fill(framework: Framework, weights: dict[str, Tensor], device: torch.device) -> None:
-    """Hand the first process's weights out, one parameter at a time; its own copies are freed on the way.
-    Buffers become the first process's too."""
+    """Each process reads its parts of what is in files that all of them have; the rest the first one hands
+    out, one parameter at a time, and its own copies are freed on the way. Buffers become the first one's too.
+    """
+    everywhere = in_files_of_all(weights)
     with torch.no_grad():
         for name, parameter in framework.named_parameters():
             whole = weights.pop(name)
-            whole = whole.to(device) if dist.get_rank() == 0 else torch.empty_like(whole, device=device)
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            if name in everywhere:
+                assert isinstance(whole, StoredTensor)
+                if local.numel():
+                    local.copy_(whole.read(place_of(parameter)))
+                continue
+            whole = whole.read() if dist.get_rank() == 0 and isinstance(whole, StoredTensor) else whole
+            whole = whole.to(device) if dist.get_rank() == 0 else empty_like(whole, device)
             whole = whole.contiguous()
             dist.broadcast(whole, src=0)
-            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
             local.copy_(own_part(whole, parameter))
         for buffer in framework.buffers():  # which may have been drawn at random
             same = buffer.contiguous()
@@ -220,12 +248,30 @@ def fill(framework: Framework, weights: dict[str, Tensor], device: torch.device)
             buffer.copy_(same)
 
 
+def in_files_of_all(weights: dict[str, Tensor]) -> set[str]:
+    """Names of the weights that every process finds in a file."""
+    own = {name for name, value in weights.items() if isinstance(value, StoredTensor)}
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return set.intersection(*found)
+
+
+def empty_like(whole: Tensor, device: torch.device) -> Tensor:
+    return torch.empty(whole.shape, dtype=whole.dtype, device=device)
+
+
+def place_of(like: Tensor) -> tuple[slice, ...] | None:
+    """Which part of a whole tensor this process keeps, spread as `like` is; None for all of it."""
+    if not isinstance(like, DTensor):
+        return None
+    shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+
+
 def own_part(whole: Tensor, like: Tensor) -> Tensor:
     """What this process keeps of a whole tensor that is spread as `like` is."""
-    if not isinstance(like, DTensor):
-        return whole
-    shape, offset = compute_local_shape_and_global_offset(whole.shape, like.device_mesh, like.placements)
-    return whole[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
+    place = place_of(like)
+    return whole if place is None else whole[place]
 
 
 def full(tensor: Tensor) -> Tensor:

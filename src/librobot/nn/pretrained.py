@@ -1,4 +1,5 @@
-"""Whether constructors may fetch published weights: not while a checkpoint is about to replace them."""
+"""How constructors come by published weights: they read them, leave them in their files until the process
+knows its part, or do without, because others' are about to replace theirs."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ from unittest import mock
 
 from torch import nn
 
+from librobot.nn.stored import StoredTensor
+
 _stored: ContextVar[Mapping[str, str] | None] = ContextVar("stored_files", default=None)
+_unread: ContextVar[bool] = ContextVar("unread", default=False)
 
 
 @contextmanager
@@ -18,10 +22,11 @@ def skip_pretrained(files: Mapping[str, str] | None = None) -> Iterator[None]:
 
     `files` (name -> text) are the configuration and the tokenizer that the checkpoint holds of its backbone.
     """
-    token = _stored.set(dict(files or {}))
+    token, left = _stored.set(dict(files or {})), _unread.set(False)
     try:
         yield
     finally:
+        _unread.reset(left)
         _stored.reset(token)
 
 
@@ -36,13 +41,29 @@ def stored_files() -> Mapping[str, str]:
 
 
 @contextmanager
+def unread_weights() -> Iterator[None]:
+    """Leave published weights in their files, as `StoredTensor`s, where these are safetensors."""
+    token = _unread.set(True)
+    try:
+        yield
+    finally:
+        _unread.reset(token)
+
+
+def stays_unread() -> bool:
+    """Whether published weights are wanted as `StoredTensor`s, here and now."""
+    return _unread.get()
+
+
+@contextmanager
 def weightless() -> Iterator[None]:
     """Build modules whose parameters have shapes and no memory (torch's meta device), and no published
-    weights; buffers are real. For processes that get their weights from another one."""
+    weights but unread ones (`unread_weights`, inside of this); buffers are real. For processes that get their
+    weights from another one."""
     register = nn.Module.register_parameter
 
     def forget(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:
+        if param is not None and not param.is_meta and not isinstance(param, StoredTensor):
             param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
         register(module, name, param)
 

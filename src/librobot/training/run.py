@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,10 @@ from librobot.data.datamodule import DataModule
 from librobot.data.sources.base import Mixture
 from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework
-from librobot.nn.pretrained import weightless
 from librobot.training.callbacks.shares import DatasetShares
 from librobot.training.checkpoints import check_checkpoint
 from librobot.training.estimates.before import warn_of_misfit
-from librobot.training.strategies import check_machine, is_first_process, shards
+from librobot.training.strategies import built_in_parts, check_machine
 from librobot.training.sweeps.jobs import JOB
 from librobot.training.sweeps.reports import Reports
 from librobot.training.trackers import keep_checkpoints
@@ -62,9 +60,7 @@ def prepare(cfg: DictConfig) -> tuple[Trainer, Framework, DataModule]:
     datamodule = build_datamodule(cfg)
     source = datamodule.source
     robots = robots_of(source)
-    # Weights that are spread over processes come from the first one.
-    waits = shards(cfg.trainer.get("strategy")) and not is_first_process()
-    with weightless() if waits else nullcontext():
+    with built_in_parts(cfg):
         framework = build_framework(cfg, build_spec(cfg, source), robots)
     if cfg.get("param_groups"):
         framework.param_groups = build(cfg.param_groups, "param_groups")

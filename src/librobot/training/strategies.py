@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from librobot.errors import LibrobotError
+from librobot.nn.pretrained import unread_weights, weightless
 from librobot.training.checkpoints import AtomicCheckpointIO
 from librobot.training.parts import PartsWriter, load_whole, read_parts
 
@@ -133,6 +135,26 @@ def shards(strategy: Any) -> bool:
     return isinstance(strategy, Mapping) and str(strategy.get("_target_", "")).endswith(".ShardedStrategy")
 
 
+@contextmanager
+def built_in_parts(cfg: Mapping[str, Any]) -> Iterator[None]:
+    """Build a policy in here as its strategy spreads it: published weights stay in their files, of which each
+    process reads its part later, and what is drawn at random the first process alone draws."""
+    with ExitStack() as stack:
+        if shards(cfg["trainer"].get("strategy")):
+            if not is_first_process():
+                stack.enter_context(weightless())
+            if not builds_from_weights(cfg):
+                stack.enter_context(unread_weights())
+        yield
+
+
+def builds_from_weights(cfg: Mapping[str, Any]) -> bool:
+    """Whether the numbers of published weights are needed, or changed, while the policy is built."""
+    adapter = cfg.get("adapter") or {}
+    changed = adapter.get("dora") or adapter.get("init") in ("pissa", "olora")
+    return bool(changed or cfg["head"].get("teacher"))
+
+
 def keeps_parts(strategy: Any) -> bool:
     """Whether checkpoints of a strategy hold tensors as they are spread over its processes."""
     return isinstance(strategy, ShardedStrategy) and strategy.in_parts
@@ -147,6 +169,11 @@ def is_first_process() -> bool:
 
 def check_machine(trainer: Mapping[str, Any]) -> None:
     """Raise LibrobotError where a `trainer=` node asks for what this machine lacks, with what would run."""
+    if "fp8" in str(trainer.get("precision", "")):
+        raise LibrobotError(
+            f"trainer.precision={trainer['precision']}: 8-bit products come beside a precision; take "
+            f"trainer.precision=bf16-mixed 'callbacks=[default,compute]' callbacks.compute.fp8=true"
+        )
     strategy: Any = trainer.get("strategy")
     target = str(strategy.get("_target_", "") if isinstance(strategy, Mapping) else strategy or "")
     name = target.rpartition(".")[2]

@@ -9,12 +9,14 @@ import torch
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from librobot.nn.pretrained import stored_files, wants_pretrained
+from librobot.nn.pretrained import stored_files
 from librobot.vlms.base import VLM
 from librobot.vlms.loading import (
     as_folder,
     byte_tokenizer,
     check_picture_processor,
+    from_files,
+    has_weights,
     hub_errors,
     load_config,
     load_tokenizer,
@@ -67,7 +69,7 @@ class AssembledVLM(VLM):
                 )
             made = self.read_config(checkpoint)
             self.read_parts(checkpoint, pictures)
-            if wants_pretrained(pretrained):
+            if has_weights(checkpoint):
                 with hub_errors(checkpoint):
                     self.model = self.load_model(checkpoint, made, options)
             else:
@@ -94,7 +96,7 @@ class AssembledVLM(VLM):
         self, checkpoint: str, config: PreTrainedConfig, options: dict[str, Any]
     ) -> PreTrainedModel:
         """The published weights; a family whose files have another layout converts them here."""
-        return self.model_class.from_pretrained(checkpoint, config=config, **options)
+        return from_files(self.model_class, checkpoint, config, options)
 
     def read_config(self, checkpoint: str) -> PreTrainedConfig:
         """The checkpoint's configuration; a family whose files have another layout converts it here."""

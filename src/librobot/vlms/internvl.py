@@ -27,8 +27,8 @@ from librobot.vlms.internvl2_weights import (
     picture_size,
     published_config,
     published_tokenizer,
-    read_json,
 )
+from librobot.vlms.loading import read_json
 from librobot.vlms.pretrained import PretrainedVLM
 from librobot.vlms.prompts import PromptProcessor, Template
 

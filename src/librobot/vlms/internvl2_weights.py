@@ -11,22 +11,20 @@ no counterpart in transformers' classes and is left out.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import InternVLConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerFast as FastTokenizer
-from transformers.utils import cached_file
 
 from librobot.errors import LibrobotError
+from librobot.nn.pretrained import stays_unread
+from librobot.nn.stored import stored_tensors
 from librobot.vlms.internlm2_tokenizer import build_tokenizer
-from librobot.vlms.loading import hub_errors, load_tokenizer
+from librobot.vlms.loading import find_file, hub_errors, load_tokenizer, read_json, weight_files
 
 LANGUAGE_MODELS = {"InternLM2ForCausalLM": "llama", "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
 
@@ -86,19 +84,6 @@ NAMES = [
     (r"language_model\.(?:output|lm_head)\.(\w+)", r"lm_head.\1"),
     (r"language_model\.model\.(.+)", r"model.language_model.\1"),
 ]
-
-
-def read_json(checkpoint: str, name: str) -> dict[str, Any]:
-    """A JSON file of the checkpoint (hub name or folder), {} where there is none."""
-    path = find_file(checkpoint, name)
-    with hub_errors(checkpoint):
-        return json.loads(Path(path).read_text()) if path else {}
-
-
-def find_file(checkpoint: str, name: str) -> str | None:
-    """The path of a file of the checkpoint, downloaded where needed; None where it has no such file."""
-    with hub_errors(checkpoint):
-        return cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
 
 
 def published_config(checkpoint: str) -> dict[str, Any] | None:
@@ -225,50 +210,45 @@ def convert_tensor(
 
 @torch.no_grad()
 def load_weights(model: PreTrainedModel, checkpoint: str) -> None:
-    """Fill `model` from the published files, one tensor at a time, in the model's own dtype."""
+    """Fill `model` from the published files, one tensor at a time, in the model's own dtype; where published
+    weights are to stay unread, put the unread tensors in the places of its own."""
     text = model.config.get_text_config()
     heads_per_group = text.num_attention_heads // text.num_key_value_heads
     head_dim = text.hidden_size // text.num_attention_heads
     missing = dict(model.named_parameters())  # a tied output layer is listed once
     unknown: list[str] = []
-    for path in weight_files(checkpoint):
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
-                try:
-                    parts = list(convert_tensor(name, tensors.get_tensor(name), heads_per_group, head_dim))
-                except KeyError:
-                    unknown.append(name)
-                    continue
-                for new, value in parts:
-                    if new == "lm_head.weight" and model.config.tie_word_embeddings:
-                        continue
-                    if new.endswith("rotary_emb.inv_freq"):
-                        continue
-                    if new not in missing:
-                        unknown.append(name)
-                    elif missing[new].shape != value.shape:
-                        raise LibrobotError(
-                            f"vlm.checkpoint={checkpoint}: {name} gives {new} the shape "
-                            f"{tuple(value.shape)}, config.json asks for {tuple(missing[new].shape)}"
-                        )
-                    else:
-                        missing.pop(new).copy_(value)
+    paths = weight_files(checkpoint)
+    if not paths:
+        raise LibrobotError(
+            f"vlm.checkpoint={checkpoint}: no model.safetensors; expected the safetensors files of the "
+            f"published repository"
+        )
+    for name, tensor in stored_tensors(paths).items():
+        try:
+            whole = tensor if stays_unread() else tensor.read()
+            parts = list(convert_tensor(name, whole, heads_per_group, head_dim))
+        except KeyError:
+            unknown.append(name)
+            continue
+        for new, value in parts:
+            if new == "lm_head.weight" and model.config.tie_word_embeddings:
+                continue
+            if new.endswith("rotary_emb.inv_freq"):
+                continue
+            if new not in missing:
+                unknown.append(name)
+            elif missing[new].shape != value.shape:
+                raise LibrobotError(
+                    f"vlm.checkpoint={checkpoint}: {name} gives {new} the shape "
+                    f"{tuple(value.shape)}, config.json asks for {tuple(missing[new].shape)}"
+                )
+            elif stays_unread():
+                own, _, last = new.rpartition(".")
+                setattr(model.get_submodule(own), last, nn.Parameter(value.to(missing.pop(new).dtype)))
+            else:
+                missing.pop(new).copy_(value)
     if missing or unknown:
         raise LibrobotError(
             f"vlm.checkpoint={checkpoint}: the weights do not fit config.json; without a value: "
             f"{', '.join(list(missing)[:4]) or 'none'}; without a place: {', '.join(unknown[:4]) or 'none'}"
         )
-
-
-def weight_files(checkpoint: str) -> list[str]:
-    """The safetensors files of the checkpoint."""
-    index = read_json(checkpoint, "model.safetensors.index.json")
-    names = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
-    paths = [find_file(checkpoint, name) for name in names]
-    absent = [name for name, path in zip(names, paths, strict=True) if path is None]
-    if absent:
-        raise LibrobotError(
-            f"vlm.checkpoint={checkpoint}: no {', '.join(absent)}; expected the safetensors files of the "
-            f"published repository"
-        )
-    return [path for path in paths if path is not None]

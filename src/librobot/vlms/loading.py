@@ -3,18 +3,29 @@ checkpoint, or made here for random weights."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import cached_file
 
 from librobot.errors import LibrobotError
+from librobot.nn.pretrained import stays_unread, wants_pretrained
+from librobot.nn.stored import stored_tensors
 
 TEXT_FILES = (".json", ".jinja", ".txt")
 
@@ -69,6 +80,56 @@ def hub_errors(checkpoint: str) -> Iterator[None]:
             f"({first}). Without network, download it elsewhere and set vlm.checkpoint=FOLDER, or build "
             f"random weights with vlm.pretrained=false"
         ) from error
+
+
+def read_json(checkpoint: str, name: str) -> dict[str, Any]:
+    """A JSON file of the checkpoint (hub name or folder), {} where there is none."""
+    path = find_file(checkpoint, name)
+    with hub_errors(checkpoint):
+        return json.loads(Path(path).read_text()) if path else {}
+
+
+def find_file(checkpoint: str, name: str) -> str | None:
+    """The path of a file of the checkpoint, downloaded where needed; None where it has no such file."""
+    with hub_errors(checkpoint):
+        return cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
+
+
+def weight_files(checkpoint: str) -> list[str]:
+    """The safetensors files of the checkpoint; [] where its weights have another format."""
+    single = find_file(checkpoint, "model.safetensors")
+    if single is not None:
+        return [single]
+    index = read_json(checkpoint, "model.safetensors.index.json")
+    names = sorted(set(index["weight_map"].values())) if index else []
+    paths = [find_file(checkpoint, name) for name in names]
+    absent = [name for name, path in zip(names, paths, strict=True) if path is None]
+    if absent:
+        raise LibrobotError(
+            f"vlm.checkpoint={checkpoint}: no {', '.join(absent)}; expected the safetensors files that "
+            f"model.safetensors.index.json names"
+        )
+    return [path for path in paths if path is not None]
+
+
+def has_weights(checkpoint: str) -> bool:
+    """Whether this process takes the checkpoint's weights, or their places in its files."""
+    return wants_pretrained(True) or (stays_unread() and bool(weight_files(checkpoint)))
+
+
+def from_files(
+    model_class: type[PreTrainedModel], checkpoint: str, config: PreTrainedConfig, options: dict[str, Any]
+) -> PreTrainedModel:
+    """`model_class.from_pretrained`; where published weights are to stay unread, its parameters are
+    `StoredTensor`s that know their places in the files, through transformers' own conversion of names."""
+    paths = weight_files(checkpoint) if stays_unread() else []
+    if not paths:
+        return model_class.from_pretrained(checkpoint, config=config, **options)
+    model = model_class.from_pretrained(None, config=config, state_dict=stored_tensors(paths), **options)
+    model.name_or_path = model.config.name_or_path = checkpoint
+    with suppress(OSError):  # there need not be one
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint)
+    return model
 
 
 def text_files(config: PreTrainedConfig, *parts: Any) -> dict[str, str]:

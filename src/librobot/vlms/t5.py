@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5Enc
 
 from librobot.errors import LibrobotError
 from librobot.nn.instructions import InstructionEncoder
-from librobot.nn.pretrained import stored_files, wants_pretrained
-from librobot.vlms.loading import as_folder, byte_tokenizer, text_files
+from librobot.nn.pretrained import stored_files
+from librobot.vlms.loading import as_folder, byte_tokenizer, from_files, has_weights, text_files
 
 
 @dataclass
@@ -68,9 +68,9 @@ class T5Instruction(InstructionEncoder):
         else:
             tokenizer = byte_tokenizer(["<pad>", "</s>"], pad="<pad>", eos="</s>")
             made = T5Config(**{"vocab_size": len(tokenizer), **dict(config or {})})
-        if wants_pretrained(pretrained):
+        if pretrained and has_weights(checkpoint):
             with _named(checkpoint):
-                self.model = T5EncoderModel.from_pretrained(checkpoint, config=made)
+                self.model = from_files(T5EncoderModel, checkpoint, made, {})
         else:
             self.model = T5EncoderModel(made)
         self.model.requires_grad_(False)
