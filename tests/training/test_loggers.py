@@ -7,6 +7,7 @@ import sys
 import pytest
 from small_runs import fit, losses, rows
 
+from librobot.training.checkpoints import AtomicCheckpointIO
 from librobot.training.loggers import CSVLogger, wandb_logger
 
 
@@ -61,6 +62,35 @@ def test_csv_goes_on_from_the_checkpoints_step(tmp_path):
     log(CSVLogger(str(tmp_path)), (2, {"loss": 22.0}), (3, {"loss": 23.0}))
     found = [(row["step"], row["loss"], row["error"]) for row in rows(tmp_path)]
     assert found == [("0", "10.0", ""), ("1", "11.0", ""), ("2", "22.0", "1.0"), ("3", "23.0", "")]
+
+
+def test_csv_goes_on_behind_a_row_that_was_cut_short(tmp_path):
+    log(CSVLogger(str(tmp_path)), *((step, {"loss": 10.0 + step}) for step in range(3)))
+    with (tmp_path / "metrics.csv").open("a", newline="") as file:
+        file.write("1")  # of 13
+    log(CSVLogger(str(tmp_path)), (3, {"loss": 23.0}))
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)][1:] == [
+        ("1", "11.0"), ("2", "12.0"), ("3", "23.0"),
+    ]  # fmt: skip
+
+
+def test_a_checkpoints_own_step_has_its_row_already(dataset, tmp_path, monkeypatch):
+    """What was logged, whenever a checkpoint is written: a kill right then loses nothing."""
+    seen = []
+    write = AtomicCheckpointIO.write
+
+    def look(self, checkpoint, target):
+        seen.append((checkpoint["global_step"], rows(tmp_path)))
+        write(self, checkpoint, target)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "write", look)
+    options = ["callbacks.checkpoints.every_n_steps=2", "trainer.max_steps=4", "data.val_fraction=0.25"]
+    fit(dataset, tmp_path, *options, "data.batch_size=18")
+    end = rows(tmp_path)
+    assert [step for step, _ in seen] == [2, 4]
+    for step, found in seen:
+        assert [row["step"] for row in found] == [str(n) for n in range(step)]
+        assert [row["train/loss"] for row in found] == [row["train/loss"] for row in end[:step]]
 
 
 def test_csv_of_a_run_that_starts_anew_holds_nothing_older(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import secrets
 import sys
@@ -24,7 +25,8 @@ class CSVLogger(Logger):
     """Writes `save_dir`/metrics.csv (one row per logged step) and hparams.yaml.
 
     Every value is in the file as soon as it is logged. A resumed run goes on in the same file: rows from
-    after the checkpoint's step are dropped, so that the file reads as if the run had never stopped.
+    after the checkpoint's step are dropped, so that the file reads as if the run had never stopped. A step
+    that is logged again has one row still; a process that is killed meanwhile leaves that row, old or new.
     """
 
     def __init__(self, save_dir: str) -> None:
@@ -55,14 +57,20 @@ class CSVLogger(Logger):
             self._begin(number)
         elif number != self.row["step"]:
             self.row, self.place = {"step": number}, self.path.stat().st_size
+        elif metrics.items() <= self.row.items():
+            return
         self.row |= metrics
         new = sorted(self.row.keys() - set(self.columns))
         if new:
             earlier = [row for row in self._read() if int(row["step"]) != number]
             self._rewrite(earlier, [*self.columns, *new])
-        os.truncate(self.path, self.place)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(self.row)
+            return
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self.columns).writerow(self.row)
+        with self.path.open("rb+") as file:
+            file.seek(self.place)
+            file.write(line.getvalue().encode())
+            file.truncate()
 
     def _begin(self, number: int) -> None:
         """Take over the rows of an earlier part of this run, and what it logged for step `number` already."""
@@ -76,20 +84,22 @@ class CSVLogger(Logger):
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
             return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        whole = self.path.read_text().rpartition("\n")[0]  # without a row that was being written
+        return list(csv.DictReader(whole.splitlines()))
 
-    def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
-        """Write the file anew, up to where the newest row goes."""
+    def _rewrite(self, earlier: list[dict[str, Any]], columns: list[str]) -> None:
+        """Write the file anew: rows, and the newest one behind them."""
         self.columns = columns
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.tmp")
         with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(earlier)
+            file.flush()
+            self.place = partial.stat().st_size
+            writer.writerow(self.row)
         partial.replace(self.path)
-        self.place = self.path.stat().st_size
 
 
 def wandb_logger(

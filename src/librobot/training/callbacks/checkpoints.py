@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from librobot.errors import LibrobotError
 from librobot.training.callbacks.optimizer_steps import OptimizerStepCallback
 from librobot.training.checkpoints import AtomicCheckpointIO
+from librobot.training.loggers import CSVLogger
 
 
 class Stopped(LibrobotError):
@@ -63,6 +64,7 @@ class SaveCheckpoints(OptimizerStepCallback, Checkpoint):
             io.asynchronous = self.asynchronous
 
     def on_optimizer_step_end(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        log_row(trainer)
         if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
             trainer.save_checkpoint(self.dirpath / f"step={step:08d}.ckpt", weights_only=False)
         if step % self.every_n_steps == 0 or is_last_step(trainer):
@@ -79,6 +81,20 @@ class SaveCheckpoints(OptimizerStepCallback, Checkpoint):
         trainer.save_checkpoint(path, weights_only=False)
         self.saved_step = trainer.global_step
         return path
+
+
+def log_row(trainer: Trainer) -> None:
+    """Write this step's row of metrics.csv before the checkpoint of the step.
+
+    Lightning logs a step after its callbacks, and does so again: the row is then the same one. A process that
+    is killed between the two would go on behind a step that has no row.
+    """
+    loggers = trainer.loggers
+    trainer.loggers = [logger for logger in loggers if isinstance(logger, CSVLogger)]
+    try:
+        trainer._logger_connector.update_train_step_metrics()  # Lightning's own, as it has no public one
+    finally:
+        trainer.loggers = loggers
 
 
 def settle(trainer: Trainer) -> None:
