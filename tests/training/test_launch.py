@@ -1,6 +1,7 @@
 """Run directories and checkpoints: which a job takes, goes on with, or refuses."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from librobot.errors import LibrobotError
 from librobot.training import launch
 from librobot.training.launch import LAST, RUNS, checkpoint_of, new_run_dir, newest_run, place
+from librobot.training.sweeps.locks import in_turn
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +136,14 @@ def test_a_run_is_finished_when_it_made_all_of_its_steps():
     assert launch.is_finished(cfg)
     cfg.trainer.max_steps = 30
     assert not launch.is_finished(cfg)
+
+
+def test_a_job_waits_for_what_still_runs_of_it(tmp_path, capsys):
+    """Also where the process that had the lock is gone, and only its training process is left."""
+    with in_turn(tmp_path / "run") as (lock, waited):
+        assert not waited
+        left = subprocess.Popen(["sleep", "0.3"], pass_fds=(lock,))
+    with in_turn(tmp_path / "run") as (_, waited):
+        assert waited
+        assert left.poll() is not None or left.wait(timeout=0.1) == 0
+    assert "still running from before" in capsys.readouterr().out

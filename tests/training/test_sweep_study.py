@@ -8,7 +8,8 @@ optuna = pytest.importorskip("optuna")
 
 from librobot.errors import LibrobotError  # noqa: E402
 from librobot.training.sweeps.jobs import PRUNE, REPORTS, begin, read_job, read_reports  # noqa: E402
-from librobot.training.sweeps.optuna_sweep import OptunaSweep, alone  # noqa: E402
+from librobot.training.sweeps.locks import alone  # noqa: E402
+from librobot.training.sweeps.optuna_sweep import OptunaSweep  # noqa: E402
 from librobot.training.sweeps.space import parse  # noqa: E402
 from librobot.training.sweeps.watch import Watch  # noqa: E402
 

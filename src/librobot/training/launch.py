@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from librobot.config.compose import resolve, write
 from librobot.config.schema import TrainConfig, check_root
 from librobot.errors import LibrobotError
 from librobot.training.sweeps import jobs
+from librobot.training.sweeps.locks import in_turn
 
 RUNS = Path("outputs/train")
 LAST = Path("checkpoints/last.ckpt")
@@ -50,6 +51,7 @@ def launch(cfg: DictConfig) -> float | None:
     check_root(cfg, TrainConfig)
     resolve(cfg)  # what is missing is said before any folder is made
     number = str(state.job.num) if is_sweep else None
+    asked = cfg.ckpt
     with open_dict(cfg):
         cfg.name = cfg.name or default_name(state.runtime.choices)
         place(cfg, number, os.path.relpath(state.runtime.output_dir) if is_sweep else None)
@@ -59,14 +61,21 @@ def launch(cfg: DictConfig) -> float | None:
         if code != 0:
             raise SystemExit(code)
         return objective(cfg) if cfg.objective else None
-    return launch_job(cfg, state.job.num, list(state.overrides.task))
+    with in_turn(Path(cfg.run_dir)) as (lock, waited):
+        if waited:  # there is more now to go on from
+            cfg.ckpt = asked
+            place(cfg)
+        return launch_job(cfg, state.job.num, list(state.overrides.task), lock)
 
 
-def launch_job(cfg: DictConfig, number: int, overrides: list[str]) -> float | None:
-    """One job of a sweep: what `launch` does, with a note of what became of it in its run directory."""
+def launch_job(cfg: DictConfig, number: int, overrides: list[str], lock: int) -> float | None:
+    """One job of a sweep: what `launch` does, with a note of what became of it in its run directory.
+
+    Its training process keeps the file descriptor `lock` (see `sweeps.locks`).
+    """
     run_dir = Path(cfg.run_dir)
     job = jobs.begin(run_dir, number, overrides, cfg.objective)
-    code, errors = train(cfg, prune=run_dir / jobs.PRUNE)
+    code, errors = train(cfg, prune=run_dir / jobs.PRUNE, keep=(lock,))
     if (run_dir / jobs.PRUNE).exists() and is_finished(cfg):
         code = 0  # it came to its end before it was told to stop
     interrupted = code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -89,13 +98,13 @@ def launch_job(cfg: DictConfig, number: int, overrides: list[str]) -> float | No
     return value
 
 
-def train(cfg: DictConfig, prune: Path | None = None) -> tuple[int, str]:
+def train(cfg: DictConfig, prune: Path | None = None, keep: Sequence[int] = ()) -> tuple[int, str]:
     """Run the training process to its end; its exit code and what it said went wrong."""
     if cfg.ckpt and is_finished(cfg):
         print("this run has come to its end already; its last checkpoint is there", flush=True)
         return 0, ""
     config = write(cfg, Path(cfg.run_dir) / "config.yaml")
-    code = run_process(worker_command(cfg, config), prune)
+    code = run_process(worker_command(cfg, config), prune, keep)
     notes = sorted(Path(cfg.run_dir).glob(".failed-*"))
     errors = "\n".join(note.read_text() for note in notes)
     for note in notes:
@@ -213,12 +222,12 @@ def worker_command(cfg: DictConfig, config: Path) -> list[str]:
     return ["srun", f"--nodes={nodes}", f"--ntasks-per-node={devices}", *command]
 
 
-def run_process(command: list[str], prune: Path | None = None) -> int:
+def run_process(command: list[str], prune: Path | None = None, keep: Sequence[int] = ()) -> int:
     """Run `command` in its own session; SIGINT, SIGTERM and SIGHUP go on to it. Returns an exit code.
 
-    A file at `prune` ends it as SIGTERM would.
+    A file at `prune` ends it as SIGTERM would; it inherits the file descriptors `keep`.
     """
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True, pass_fds=keep)
     with forwarding(process):
         if prune is not None:
             end_when_there(prune, process)

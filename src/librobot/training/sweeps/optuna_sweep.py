@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from librobot.config.build import build
 from librobot.errors import LibrobotError
 from librobot.training.sweeps.jobs import read_job
+from librobot.training.sweeps.locks import alone
 from librobot.training.sweeps.space import Space
 from librobot.training.sweeps.study import open_study, seeded, settle, unsettled
 from librobot.training.sweeps.watch import Watch
@@ -133,17 +132,3 @@ class OptunaSweep:
             f"table and plots: librobot-sweep-report {self.folder}",
             flush=True,
         )
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Refuse a second sweep in the same folder for as long as the context lasts."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LibrobotError(
-                f"{folder}: a sweep is running there already; wait for it, or give another run_dir"
-            ) from error
-        yield
