@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,13 @@ class Task:
     num_workers: int = 2
 
 
-def ours(task: Task, samples: Sequence[int], cache: CacheMode, cache_dir: Path) -> Iterable[Any]:
+def ours(
+    task: Task,
+    samples: Sequence[int],
+    cache: CacheMode,
+    cache_dir: Path,
+    collate: Callable[[Any], Any] = whole_batch,
+) -> Iterable[Any]:
     """librobot's loader over `samples`, in this order."""
     source = LeRobotSource(task.root, image_size=task.image_size, cache=cache, cache_dir=cache_dir)
     windows = Windows(
@@ -54,7 +60,7 @@ def ours(task: Task, samples: Sequence[int], cache: CacheMode, cache_dir: Path) 
         horizon=HORIZON,
         obs_steps=task.window,
     )
-    return _loader(WindowDataset(source, windows), task, samples, collate_fn=whole_batch)
+    return _loader(WindowDataset(source, windows), task, samples, collate_fn=collate)
 
 
 def peer(task: Task, samples: Sequence[int], backend: str) -> Iterable[Any]:

@@ -253,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--block", type=int, default=2, help="neighbouring frames that come into one batch")
     made.add_argument("--window-block", type=int, default=8, help="the same with windows")
     made.add_argument("--table-episodes", type=int, default=300, help="of 300 frames, for the statistics")
-    made.add_argument("--memory-samples", type=int, default=4000)
+    made.add_argument("--memory-seconds", type=float, default=60, help="that a worker's memory is watched")
     made.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine that others use too"
     )
