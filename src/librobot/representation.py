@@ -134,6 +134,10 @@ class Representation:
     def sees_deltas(self) -> bool:
         return any(part.frame == "delta" for view in self._views for part in view.parts)
 
+    def parts(self, robot: int) -> list[Part]:
+        """What a robot's actions are seen otherwise in."""
+        return self._views[robot].parts
+
     def untouched(self, robot: int) -> list[tuple[int, int]]:
         """(where the policy sees it, where the robot has it) of each dimension that stays as it is."""
         return self._views[robot].kept

@@ -137,9 +137,9 @@ def test_the_checkpoint_needs_nothing_else(kind, both):
 
 def test_what_ours_cannot_be_is_refused_by_name(tmp_path, monkeypatch):
     theirs = lerobot_pi.reference("pi0", monkeypatch)
-    theirs.config.use_relative_actions = True
+    theirs.config.max_period = 5.0
     lerobot_pi.save(theirs, tmp_path / "theirs", tiny_models.statistics())
-    with pytest.raises(LibrobotError, match=r"config\.json: use_relative_actions must be False, found True"):
+    with pytest.raises(LibrobotError, match=r"config\.json: max_period must be 4\.0, found 5\.0"):
         import_checkpoint(tmp_path / "theirs", tmp_path / "ours.ckpt")
     framework = tiny_models.build("pi0", "ddpm")
     policy = Policy(framework, config=framework.run_config, provenance={}, device="cpu")

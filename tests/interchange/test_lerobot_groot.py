@@ -129,7 +129,7 @@ def test_relative_actions_of_all_but_the_gripper(written, tmp_path):
     _, folder, options = written
     path = folder / "policy_preprocessor.json"
     found = json.loads(path.read_text())
-    plain = {"enabled": True, "exclude_joints": ["action_2"], "action_names": None}
+    plain = {"enabled": True, "exclude_joints": ["grip"], "action_names": ["lift", "turn", "gripper"]}
     found["steps"].insert(2, {"registry_name": "relative_actions_processor", "config": plain})
     path.write_text(json.dumps(found))
     imported = import_checkpoint(folder, tmp_path / "out.ckpt", options)[1]

@@ -12,7 +12,7 @@ from librobot.interchange.base import Imported, ImportOptions
 from librobot.interchange.lerobot.folder import LeRobotFolder, write_folder
 from librobot.policy import Policy, checkpoint_file
 
-HELPERS = ("folder",)
+HELPERS = ("folder", "relative")
 
 WRITERS = {
     "ACT": "act",
@@ -46,12 +46,12 @@ def export_checkpoint(checkpoint: str | Path, output: str | Path) -> Path:
     path = checkpoint_file(checkpoint)
     policy = Policy.from_checkpoint(path, device="cpu")
     name = type(policy.framework).__name__
-    if policy.framework.robots.representation is not None:
+    module: Any = policy_module(WRITERS[name], path) if name in WRITERS else None
+    if policy.framework.robots.representation is not None and not hasattr(module, "RELATIVE"):
         raise LibrobotError(
             f"{path}: the policy was trained with actions= other than absolute, and lerobot would take its "
             f"actions for the robot's own"
         )
-    module: Any = policy_module(WRITERS[name], path) if name in WRITERS else None
     if not hasattr(module, "write"):
         raise LibrobotError(
             f"{path}: lerobot has no policy for framework {name}; it has those of {', '.join(WRITERS)}"

@@ -182,13 +182,14 @@ def picture_statistics_of(mean: Tensor, std: Tensor, cameras: Sequence[str]) -> 
 @dataclass(frozen=True)
 class Exported:
     """What a policy becomes: the dictionary of config.json without its features, tensors by lerobot's names,
-    statistics of our keys, and the preprocessor's steps ({"registry_name", "config"}; the normalizer's config
-    is filled in; None: rename, batch, device, normalize)."""
+    statistics of our keys, the preprocessor's steps ({"registry_name", "config"}; the normalizer's config is
+    filled in; None: rename, batch, device, normalize) and those behind the unnormalizer."""
 
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     statistics: Mapping[str, Mapping[str, np.ndarray]]
     preprocessor: Sequence[Mapping[str, Any]] | None = None
+    postprocessor: Sequence[Mapping[str, Any]] = ()
 
 
 def features_of(spec: RobotSpec) -> dict[str, dict[str, Any]]:
@@ -259,6 +260,7 @@ def write_folder(exported: Exported, policy: Policy, folder: Path) -> None:
     _write_steps(partial, "policy_preprocessor", steps, every, norm_map, statistics)
     after: Sequence[Mapping[str, Any]] = [
         {"registry_name": UNNORMALIZER},
+        *exported.postprocessor,
         {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}},
     ]
     _write_steps(partial, "policy_postprocessor", after, features["output_features"], norm_map, statistics)

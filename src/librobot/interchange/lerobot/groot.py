@@ -22,12 +22,12 @@ from librobot.interchange.gr00t_actions import (
     seen_actions,
 )
 from librobot.interchange.gr00t_weights import weight_map, with_tied
+from librobot.interchange.lerobot import relative as plain
 from librobot.interchange.lerobot.folder import ACTION, STATE, LeRobotFolder
 from librobot.types import RobotSpec
 
 PREFIX = "_groot_model."
 PACK, ENCODE = "groot_n1_7_pack_inputs_v1", "groot_n1_7_vlm_encode_v1"
-RELATIVE = "relative_actions_processor"
 
 
 def read(folder: LeRobotFolder, options: ImportOptions) -> Imported:
@@ -95,27 +95,13 @@ def actions_of(
         feature, _, statistic = name.rpartition(".")
         key = {STATE: "state", ACTION: "action"}.get(feature, feature)
         statistics.setdefault(key, {})[statistic] = tensor.float().numpy()
-    plain = optional_step(folder, RELATIVE)
-    if plain is None or not plain["config"].get("enabled", False):
-        return [], statistics
-    excluded = [str(name).lower() for name in plain["config"].get("exclude_joints") or []]
-    dims = [
-        (dim.name, spec.state[i].name)
-        for i, dim in enumerate(spec.action)
-        if not any(word in dim.name.lower() for word in excluded)
-    ]
-    return [{"dims": [n for n, _ in dims], "frame": "relative", "state": [s for _, s in dims]}], statistics
-
-
-def optional_step(folder: LeRobotFolder, name: str) -> dict[str, Any] | None:
-    """A step of the preprocessor, None where there is none."""
-    steps = read_json(folder.path / "policy_preprocessor.json").get("steps", [])
-    return next((item for item in steps if item.get("registry_name") == name), None)
+    return plain.groups(folder, spec), statistics
 
 
 def step(folder: LeRobotFolder, name: str) -> dict[str, Any]:
     """A step of the preprocessor. Raises LibrobotError where there is none."""
-    found = optional_step(folder, name)
+    steps = read_json(folder.path / "policy_preprocessor.json").get("steps", [])
+    found = next((item for item in steps if item.get("registry_name") == name), None)
     if found is None or (name == PACK and "state_file" not in found):
         raise LibrobotError(
             f"{folder.path / 'policy_preprocessor.json'}: expected a step {name!r}"

@@ -10,6 +10,7 @@ from librobot.errors import LibrobotError
 from librobot.heads.flow_matching import FlowMatching
 from librobot.interchange import paligemma_expert as table
 from librobot.interchange.base import Imported, ImportOptions
+from librobot.interchange.lerobot import relative
 from librobot.interchange.lerobot.folder import (
     NORMALIZER,
     Exported,
@@ -28,9 +29,9 @@ FIXED = {
     "time_sampling_offset": 0.001,
     "min_period": 4e-3,
     "max_period": 4.0,
-    "use_relative_actions": False,
 }
 """What ours has no option for, and the value it stands for."""
+RELATIVE = True  # relative actions are written, see `relative`
 VARIANTS = {2048: "gemma_2b", 1024: "gemma_300m"}
 """Width -> lerobot's name of a Gemma; it has no others."""
 
@@ -82,6 +83,7 @@ def imported(folder: LeRobotFolder, options: ImportOptions, framework: str, name
         choices={"framework": framework, "vlm": "paligemma", "head": "flow_matching"},
         values={
             **table.expert_values(weights),
+            **relative.representation(folder, spec),
             "framework.horizon": config["chunk_size"],
             "framework.normalization": folder.normalization(),
             "framework.picture_size": list(config["image_resolution"]),
@@ -104,13 +106,15 @@ def exported(
     framework: Any = policy.framework
     head, vlm = framework.head, framework.vlm
     assert isinstance(head, FlowMatching)
-    normalizer: Mapping[str, Any] = {"registry_name": NORMALIZER}
+    own = {**own, **relative.exported(policy)}
+    before, behind = relative.steps(own)
+    normalizer: list[Mapping[str, Any]] = [*before, {"registry_name": NORMALIZER}]
     beginning: list[Mapping[str, Any]] = [
         {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
         {"registry_name": "to_batch_processor", "config": {}},
     ]
     device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
-    middle = [normalizer, *text_steps, device] if name == "pi05" else [*text_steps, device, normalizer]
+    middle = [*normalizer, *text_steps, device] if name == "pi05" else [*text_steps, device, *normalizer]
     return Exported(
         config={
             "type": name,
@@ -132,6 +136,7 @@ def exported(
         weights=names.to_theirs(framework.state_dict(), name),
         statistics=statistics_of(policy),
         preprocessor=beginning + middle,
+        postprocessor=behind,
     )
 
 

@@ -13,6 +13,8 @@ from librobot.interchange.lerobot.folder import Exported, LeRobotFolder
 from librobot.interchange.weights import WeightMap
 from librobot.policy import Policy
 
+RELATIVE = pi0.RELATIVE
+
 
 def weight_map() -> WeightMap:
     return table.weight_map(pi05=True, prefix=pi0.PREFIX)

@@ -17,6 +17,7 @@ from torch import Tensor
 from librobot.errors import LibrobotError
 from librobot.interchange import paligemma_expert as table
 from librobot.interchange.base import Imported, ImportOptions
+from librobot.interchange.lerobot import relative
 from librobot.interchange.lerobot.folder import (
     NORMALIZER,
     Exported,
@@ -29,6 +30,7 @@ from librobot.interchange.weights import Rule, WeightMap
 from librobot.policy import Policy
 from librobot.tokenizers.fast import PROCESSOR_FILE, TOKENIZER_FILE
 
+RELATIVE = True  # relative actions are written, see `relative`
 PREFIX = "model.paligemma_with_expert.paligemma."
 EMBEDDING, OUTPUT = f"{PREFIX}model.language_model.embed_tokens.weight", f"{PREFIX}lm_head.weight"
 
@@ -42,10 +44,6 @@ def read(folder: LeRobotFolder, options: ImportOptions) -> Imported:
     from librobot.vlms.loading import load_tokenizer
 
     config, place = folder.config, folder.path / "config.json"
-    if config.get("use_relative_actions"):
-        raise LibrobotError(
-            f"{place}: use_relative_actions must be false, found true; librobot has no option"
-        )
     if config["n_action_steps"] != config["chunk_size"]:
         raise LibrobotError(
             f"{place}: n_action_steps must be chunk_size ({config['chunk_size']}), as a chunk's text is "
@@ -65,6 +63,7 @@ def read(folder: LeRobotFolder, options: ImportOptions) -> Imported:
     return Imported(
         choices={"framework": "pi0_fast", "vlm": "paligemma", "head": "fast_greedy"},
         values={
+            **relative.representation(folder, spec),
             "framework.horizon": config["chunk_size"],
             "framework.normalization": folder.normalization(),
             "framework.picture_size": list(config["image_resolution"]),
@@ -99,6 +98,8 @@ def write(policy: Policy) -> Exported:
             raise LibrobotError(f"lerobot's pi0_fast needs {what}: expected {wanted}, found {found}")
     length = vlm.processor.max_prompt_tokens + 2
     device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
+    moved = relative.exported(policy)
+    before, behind = relative.steps(moved)
     skip = vlm.vocabulary.num_text - 1 - int(framework.tokens.ids[0])
     return Exported(
         config={
@@ -114,12 +115,14 @@ def write(policy: Policy) -> Exported:
             "temperature": framework.head.temperature,
             "normalization_mapping": mapping_of(framework.normalizer.modes),
             "device": "cpu",
+            **moved,
         },
         weights=separate(weight_map().to_theirs(framework.state_dict(), "pi0_fast")),
         statistics=statistics_of(policy),
         preprocessor=[
             {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
             {"registry_name": "to_batch_processor", "config": {}},
+            *before,
             {"registry_name": NORMALIZER},
             {"registry_name": "pi0_fast_prepare_state_tokenizer_processor_step", "config": {}},
             tokenizer_step(policy, length),
@@ -129,6 +132,7 @@ def write(policy: Policy) -> Exported:
             },
             device,
         ],
+        postprocessor=behind,
     )
 
 
