@@ -28,6 +28,20 @@ if TYPE_CHECKING:
     from librobot.sim.base import Suite
 
 
+OF_A_DATASET = (
+    "source",
+    "cameras",
+    "image_size",
+    "cache",
+    "cache_build",
+    "cache_limit_gb",
+    "on_error",
+    "stride",
+    "stride_rotation",
+)
+"""What a mixture takes of a dataset's node."""
+
+
 def build(node: DictConfig | Mapping[str, Any], place: str, **given: Any) -> Any:
     """What the node's `_target_` makes of the node's arguments and `given`; a partial for a `_partial_` node.
 
@@ -69,8 +83,7 @@ def build_datamodule(cfg: DictConfig) -> DataModule:
     node.pop("root", None)
     datasets = (node.get("source") or {}).get("datasets") or {}
     for name, dataset in datasets.items():
-        wanted = ("source", "cameras", "image_size", "cache", "on_error")
-        datasets[name] = {key: dataset[key] for key in wanted if key in dataset}
+        datasets[name] = {key: dataset[key] for key in OF_A_DATASET if key in dataset}
     steps = {
         name: build(step, f"augmentation.{name}")
         for name, step in (cfg.get("augmentation") or {}).items()
@@ -128,9 +141,13 @@ def build_spec(cfg: DictConfig, source: Source) -> RobotSpec:
         )
     if not math.isclose(spec.control_hz, theirs.control_hz):
         factor = spec.control_hz / theirs.control_hz
+        recorded = source.provenance.get("recorded_hz")
+        rate = f"was recorded at {theirs.control_hz:g} Hz"
+        if recorded is not None:
+            rate = f"has {theirs.control_hz:g} strides of {source.provenance['stride']} frames a second"
         warnings.warn(
-            f"robot {spec.name!r} acts at {spec.control_hz:g} Hz, the dataset was recorded at "
-            f"{theirs.control_hz:g} Hz: motions will be {factor:.2g} times as fast as the demonstrations'; "
+            f"robot {spec.name!r} acts at {spec.control_hz:g} Hz, the dataset {rate}: "
+            f"motions will be {factor:.2g} times as fast as the demonstrations'; "
             f"set robot.control_hz={theirs.control_hz:g}",
             stacklevel=2,
         )

@@ -29,6 +29,7 @@ from librobot.data.sources.base import (
     SourceFactory,
 )
 from librobot.data.step_order import StepOrder
+from librobot.data.strided import StrideRotation, strided, strides_of
 from librobot.data.windows import Processor, WindowDataset, Windows
 from librobot.errors import LibrobotError
 from librobot.representation import Representation
@@ -54,6 +55,7 @@ class DataModule(lightning.LightningDataModule):
     batch out. prefetch_factor: batches that each worker prepares. order: "shuffle", or "blocks" of
     `block_frames` neighbouring frames, which come into one batch and share their decoding (`BlockOrder`).
     bucket: of so many batches samples of like length, in tokens, come together (`LengthBuckets`); 0: none.
+    stride, stride_rotation: frames of the dataset for each step of samples (`StridedSource`).
 
     `configure` must be called before the loaders are asked for.
     """
@@ -79,8 +81,12 @@ class DataModule(lightning.LightningDataModule):
         order: Literal["shuffle", "blocks"] = "shuffle",
         block_frames: int = 2,
         bucket: int = 0,
+        stride: int = 1,
+        stride_rotation: StrideRotation | None = None,
     ) -> None:
         super().__init__()
+        if stride < 1:
+            raise ValueError(f"stride must be at least 1, found {stride}")
         if bucket < 0:
             raise ValueError(f"bucket must be at least 0, found {bucket}")
         if order not in ("shuffle", "blocks"):
@@ -123,6 +129,7 @@ class DataModule(lightning.LightningDataModule):
         self.on_error = on_error
         self.skipped = 0  # training samples that could not be read and were replaced
         self.bucket = bucket
+        self.stride, self.stride_rotation = stride, stride_rotation
         self._token_lengths: TokenLengths | None = None
         self.make_order: MakeOrder | None = None  # a curriculum's, in place of the mixture's or the shuffle
         self._source: Source | None = None
@@ -138,7 +145,7 @@ class DataModule(lightning.LightningDataModule):
         """The dataset, opened at first use. Raises LibrobotError for options that it does not take."""
         if self._source is None:
             try:
-                self._source = self._make_source()
+                self._source = strided(self._make_source(), self.stride, self.stride_rotation)
             except (ValueError, TypeError) as error:
                 raise LibrobotError(f"data.source: {error}") from error
         return self._source
@@ -302,7 +309,8 @@ class DataModule(lightning.LightningDataModule):
         drop_last: bool,
         processor: Processor | None = None,
     ) -> tuple[WindowDataset, EpochSampler]:
-        windows = Windows(self.source.episode_lengths, episodes.tolist(), **self._known_windows())
+        lengths, strides = self.source.episode_lengths, strides_of(self.source)
+        windows = Windows(lengths, episodes.tolist(), strides=strides, **self._known_windows())
         dataset = WindowDataset(
             self.source, windows, processor, self.seed if self._goals else None, self.on_error
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from librobot.data.files import locked
-from librobot.data.sources.base import CacheMode
+from librobot.data.sources.base import Cache
 from librobot.data.sources.lerobot import LeRobotSource
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def demonstrations(
     num_workers: int = 2,
     cameras: Sequence[str] | None = None,
     image_size: tuple[int, int] | None = None,
-    cache: CacheMode = "none",
+    cache: Cache = "none",
 ) -> LeRobotSource:
     """Record `episodes` demonstrations of `suite` under `root`, unless they are there, and open them.
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from librobot.data.sources.base import Source
+from librobot.data.strided import strides_of
 from librobot.errors import LibrobotError, nearest
 from librobot.types import Dim, RobotSpec
 
@@ -48,6 +49,7 @@ class MappedSource:
             control_hz=spec.control_hz,
         )
         self.episode_lengths = source.episode_lengths
+        self.strides = strides_of(source)
         self.provenance: dict[str, Any] = dict(source.provenance)
 
     def states(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n s"]:

@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from librobot.data.images import resize_with_padding
 from librobot.data.mapped import MappedSource
 from librobot.data.mixture_order import shares_of
-from librobot.data.sources.base import CacheMode, OnError, Source, SourceFactory
+from librobot.data.sources.base import Cache, CacheOptions, OnError, Source, SourceFactory
 from librobot.data.statistics import vector_statistics
+from librobot.data.strided import StrideRotation, strided, strides_of
 from librobot.errors import LibrobotError, nearest
 from librobot.types import Camera, Dim, RobotSpec
 
@@ -24,7 +25,8 @@ class MixtureSource:
     """Datasets one after another, under the names of `datasets`.
 
     datasets: name -> a `Source`, or {"source": a `SourceFactory`, "cameras", "image_size", "cache",
-    "on_error": its own options, over those of the mixture}. weights, temperature: see `shares_of`. fields:
+    "cache_build", "cache_limit_gb", "on_error", "stride", "stride_rotation": its own options, over those of
+    the mixture (for strides see `with_stride`)}. weights, temperature: see `shares_of`. fields:
     name -> {"cameras", "state", "action", "prompt": see `MappedSource`, "embodiment": the robot's name};
     datasets with the same robot name (default: the dataset's own name) share statistics, and must have the
     same dimensions. state_dim, action_dim: pad to more than the widest robot needs.
@@ -45,7 +47,7 @@ class MixtureSource:
         action_dim: int | None = None,
         cameras: Sequence[str] | None = None,
         image_size: Sequence[int] | None = None,
-        cache: CacheMode = "none",
+        cache: Cache = "none",
         on_error: OnError = "raise",
     ) -> None:
         if not datasets:
@@ -55,12 +57,17 @@ class MixtureSource:
                 raise ValueError(f"fields.{name}: {nearest(name, datasets)}")
         common = {"image_size": image_size, "cache": cache, "on_error": on_error}
         self.names = tuple(datasets)
+        self._datasets: dict[str, Source] = {}
+        self._options: dict[str, Any] = {"weights": weights, "temperature": temperature, "fields": fields}
+        self._options |= {"state_dim": state_dim, "action_dim": action_dim}
+        self._options |= {"cameras": cameras, "image_size": image_size}
         robots: list[str] = []
         self.parts: list[Source] = []
         for name, dataset in datasets.items():
             mapping = dict((fields or {}).get(name) or {})
             robots.append(str(mapping.pop("embodiment", name)))
             source = dataset if isinstance(dataset, Source) else _open(dataset, common)
+            self._datasets[name] = source
             try:
                 self.parts.append(MappedSource(source, **mapping, robot=robots[-1]))
             except TypeError as error:
@@ -71,6 +78,7 @@ class MixtureSource:
         self.shares = shares_of(self.names, sizes, weights, temperature)
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
         self.episode_lengths = np.concatenate([part.episode_lengths for part in self.parts])
+        self.strides = np.concatenate([strides_of(part) for part in self.parts])
         self.dataset_of_episode = np.repeat(
             np.arange(len(self.parts)), [len(p.episode_lengths) for p in self.parts]
         )
@@ -95,6 +103,14 @@ class MixtureSource:
                 for name, part, share in zip(self.names, self.parts, self.shares, strict=True)
             },
         }
+
+    def with_stride(self, stride: int, rotation: StrideRotation | None = None) -> MixtureSource:
+        """The same mixture, in which every dataset that has no stride of its own has this one."""
+        datasets = {
+            name: source if (strides_of(source) > 1).any() else strided(source, stride, rotation)
+            for name, source in self._datasets.items()
+        }
+        return MixtureSource(datasets, **self._options)
 
     def dataset(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Which dataset each row is of."""
@@ -189,14 +205,23 @@ class MixtureSource:
 
 
 def _open(dataset: Mapping[str, Any], common: Mapping[str, Any]) -> Source:
+    def own(key: str, default: Any, whole: Any) -> Any:
+        value = dataset.get(key)
+        return whole if value is None or value == default else value
+
     options: dict[str, Any] = {"cameras": dataset.get("cameras")}
-    for key, value in common.items():
-        own = dataset.get(key)
-        options[key] = value if own is None or own in ("none", "raise") else own
-    if options["on_error"] == "raise":
-        del options["on_error"]
+    options["image_size"] = own("image_size", None, common["image_size"])
+    whole = common["cache"] if isinstance(common["cache"], CacheOptions) else CacheOptions(common["cache"])
+    cache = CacheOptions(
+        own("cache", "none", whole.mode),
+        own("cache_build", "ahead", whole.build),
+        own("cache_limit_gb", None, whole.limit_gb),
+    )
+    options["cache"] = cache.mode if cache == CacheOptions(cache.mode) else cache
+    if own("on_error", "raise", common["on_error"]) == "skip":
+        options["on_error"] = "skip"
     factory: SourceFactory = dataset["source"]
-    return factory(**options)
+    return strided(factory(**options), dataset.get("stride", 1), dataset.get("stride_rotation"))
 
 
 def _cameras(

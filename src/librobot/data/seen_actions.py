@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from librobot.data.sources.base import Mixture, Source
 from librobot.data.statistics import vector_statistics
+from librobot.data.strided import strides_of
 from librobot.data.windows import Windows
 from librobot.representation import Representation
 
@@ -39,7 +40,8 @@ def seen_statistics(source: Source, seen: Representation, options: Mapping[str, 
     """
     own = source.statistics()
     each: list[dict[str, dict[str, np.ndarray]]] = list(own) if isinstance(own, list) else [own]
-    windows = Windows(source.episode_lengths, range(len(source.episode_lengths)), **options)
+    lengths = source.episode_lengths
+    windows = Windows(lengths, range(len(lengths)), strides=strides_of(source), **options)
     robots = source.embodiment(windows.rows) if isinstance(source, Mixture) else np.zeros(len(windows), int)
     statistics = [
         {

@@ -30,7 +30,8 @@ class Windows:
     A sample at frame f of an episode sees the observations f - obs_steps + 1 .. f (the first frame repeated
     before the episode's start) and has `horizon` actions from f + action_offset on (the first action repeated
     before the episode's start and the last past its end, where the mask is False). So a sample never crosses
-    into another episode. The current action, f, is always one of them.
+    into another episode. The current action, f, is always one of them. `strides` are the frames from one step
+    to the next, for each episode of the dataset (None: 1 for all).
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Windows:
         horizon: int,
         obs_steps: int,
         action_offset: int = 0,
+        strides: Int[np.ndarray, " e"] | None = None,
     ) -> None:
         if horizon < 1 or obs_steps < 1:
             raise ValueError(
@@ -56,6 +58,8 @@ class Windows:
         lengths = np.asarray(episode_lengths)[chosen]
         self._begin = np.repeat(ends[chosen] - lengths, lengths)
         self._end = np.repeat(ends[chosen], lengths)
+        each = np.ones(len(ends), np.int64) if strides is None else strides
+        self._stride = np.repeat(each[chosen], lengths)
         offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         self.rows = self._begin + offsets
 
@@ -69,12 +73,14 @@ class Windows:
 
     def observation_rows(self, samples: Int[np.ndarray, " b"]) -> Int[np.ndarray, "b t"]:
         steps = np.arange(1 - self.obs_steps, 1)
-        return np.maximum(self.rows[samples, None] + steps, self._begin[samples, None])
+        rows = self.rows[samples, None] + steps * self._stride[samples, None]
+        return np.maximum(rows, self._begin[samples, None])
 
     def action_rows(
         self, samples: Int[np.ndarray, " b"]
     ) -> tuple[Int[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:
-        rows = self.rows[samples, None] + self.action_offset + np.arange(self.horizon)
+        steps = self.action_offset + np.arange(self.horizon)
+        rows = self.rows[samples, None] + steps * self._stride[samples, None]
         first, last = self._begin[samples, None], self._end[samples, None] - 1
         return rows.clip(first, last), (first <= rows) & (rows <= last)
 
