@@ -12,7 +12,11 @@ from librobot.errors import LibrobotError
 from librobot.nn.pretrained import unread_weights, weightless
 from librobot.nn.stored import StoredTensor, stored_tensors
 
-FAMILIES = [name for name in tiny_models.options("vlm") if name.endswith("_tiny")]
+FAMILIES = [
+    name if name in ("qwen2vl_tiny", "paligemma_tiny") else pytest.param(name, marks=pytest.mark.slow)
+    for name in tiny_models.options("vlm")
+    if name.endswith("_tiny")
+]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
