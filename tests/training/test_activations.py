@@ -9,7 +9,7 @@ from torch import nn
 
 from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework
-from librobot.training.callbacks.activations import Activations, merged, moments, tensors
+from librobot.training.callbacks.activations import Activations, matching, merged, moments, tensors
 from librobot.training.callbacks.guards import Diverged
 
 WITH = ["callbacks=[default,statistics]", "callbacks.activations.every_n_steps=2"]
@@ -109,22 +109,11 @@ def test_parts_make_up_a_whole_and_outputs_are_unpacked():
 
 
 def test_a_run(dataset, tmp_path):
-    """An expert's blocks, and those of the backbone that run as a whole; nothing changes for it."""
+    """The blocks of an expert; those of the backbone where they run as a whole."""
     fit(dataset, tmp_path / "with", *WITH, "trainer.max_steps=2", framework="pi0")
     row = rows(tmp_path / "with")[1]
     assert float(row["activations/expert.layers.0/std"]) > 0
     assert float(row["activations/expert.layers.0/not_finite"]) == 0
-    with pytest.raises(
-        LibrobotError, match=r"no module of framework Pi0 is called 'experts'; did you mean 'expert'"
-    ):
-        fit(
-            dataset,
-            tmp_path / "bad",
-            *WITH,
-            "callbacks.activations.modules=[experts]",
-            "trainer.max_steps=1",
-            framework="pi0",
-        )
 
 
 def test_what_is_no_option():
@@ -132,3 +121,8 @@ def test_what_is_no_option():
         Activations(not_finite="stop")
     with pytest.raises(LibrobotError, match=r"callbacks\.activations\.every_n_steps must be a multiple"):
         Activations(3).on_fit_start(SimpleNamespace(log_every_n_steps=2), Policy())
+    with pytest.raises(
+        LibrobotError, match=r"no module of framework Policy is called 'block'; did you mean 'blocks'"
+    ):
+        matching(Policy(), ["block"])
+    assert list(matching(Policy(), ["blocks.*.0"])) == ["blocks.0.0", "blocks.1.0"]
