@@ -84,9 +84,9 @@ def watched(batches: Iterable[tuple[Any, float]], batch_size: int, seconds: floa
 
 
 def own_mebibytes(pid: int | str = "self") -> float:
-    """What a process has for itself, in MiB: its private pages, and its share of mapped files and of the pages
-    of the process that it was forked from. Memory in which batches go to the training process is not counted:
-    it is there while they are."""
+    """What a process has for itself, in MiB: its private pages, and its share of mapped files and of what it
+    shares with the process that it was forked from. Memory in which batches go to the training process is not
+    counted: it is there while they are."""
     values = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         key, _, value = line.partition(":")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from librobot.bench import _lerobot_backbones as backbones
+from librobot.bench import _lerobot_fast as fast
 from librobot.errors import require
 from librobot.frameworks.base import Framework
 from librobot.interchange.lerobot import policy_module
@@ -80,13 +81,22 @@ class GrootPeer(Peer):
         return backbones.groot_sample(self.policy, self.batch, noise)
 
 
+class FastPeer(Peer):
+    """Writes tokens."""
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return fast.sample(self.policy, self.batch)
+
+
+KINDS = {"groot": GrootPeer, "pi0_fast": FastPeer}
+
+
 def peer_of(name: str, ours: Framework, data: Batch) -> Peer:
     """lerobot's policy for `ours`. Raises LibrobotError where lerobot is not installed."""
     require("lerobot", "lerobot")
     policy: nn.Module = PEERS[name](ours)
     policy.train(ours.training)
-    kind = GrootPeer if name == "groot" else Peer
-    return kind(policy.to(next(ours.parameters()).device), BATCHES[name](ours, data))
+    return KINDS.get(name, Peer)(policy.to(next(ours.parameters()).device), BATCHES[name](ours, data))
 
 
 def from_folder(type_name: str, class_name: str) -> Callable[[Framework], nn.Module]:
@@ -219,12 +229,18 @@ def worded_batch(ours: Any, data: Batch) -> dict[str, Tensor]:
     }
 
 
+def written_batch(ours: Any, data: Batch) -> dict[str, Tensor]:
+    """With the tokens of the answers."""
+    return worded_batch(ours, data) | fast.answers(ours, data)
+
+
 PEERS: dict[str, Callable[[Any], nn.Module]] = {
     "act": from_folder("act", "ACTPolicy"),
     "diffusion_policy": from_folder("diffusion", "DiffusionPolicy"),
     "pi0": gemma_expert("pi0"),
     "pi0_as_published": gemma_expert("pi0"),
     "pi05": gemma_expert("pi05"),
+    "pi0_fast": fast.pi0_fast,
     "smolvla": backbones.smolvla,
     "groot": backbones.groot,
 }
@@ -234,6 +250,7 @@ BATCHES: dict[str, Callable[[Any, Batch], dict[str, Tensor]]] = {
     "pi0": worded_batch,
     "pi0_as_published": worded_batch,
     "pi05": worded_batch,
+    "pi0_fast": written_batch,
     "smolvla": worded_batch,
     "groot": backbones.groot_batch,
 }

@@ -25,6 +25,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from librobot.bench._lerobot import BATCHES, PEERS, Peer, peer_of
+from librobot.bench._lerobot_fast import chunks
 from librobot.bench._rows import Row, print_rows, write_rows
 from librobot.bench._timing import in_turns
 from librobot.bench.step import make_batches, unit_statistics
@@ -93,6 +94,9 @@ MODELS = {
     "pi0": ["framework=pi0"],
     "pi0_as_published": ["framework=pi0"],
     "pi05": ["framework=pi05"],
+    "pi0_fast": [
+        "framework=pi0_fast", "framework.start=begin", "framework.lowercase=false", "framework.skip_tokens=0",
+    ],
     "smolvla": ["framework=smolvla"],
     "groot": [
         "framework=groot_n17", "framework.dropout=0.0", "framework.state_dropout=0.0",
@@ -103,6 +107,7 @@ SIZES = {
     "pi0": SMALL_PALIGEMMA,
     "pi0_as_published": EIGHTH_PALIGEMMA,
     "pi05": SMALL_PALIGEMMA,
+    "pi0_fast": SMALL_PALIGEMMA,
     "smolvla": SMALL_SMOLVLM,
     "groot": SMALL_QWEN,
 }
@@ -202,12 +207,17 @@ def framework(name: str, arguments: argparse.Namespace) -> Framework:
     spec = SPECS.get(name, SPEC)
     made = build_framework(cfg, spec)
     made.normalizer.fit(unit_statistics(spec))
+    if made.head.needs_fit:  # action tokens
+        made.head.fit(made.normalized_chunks(chunks(256, made.horizon, spec.action_dim)))
     made.attach_run(config=resolve(cfg), provenance={})
     return made.train()
 
 
 def batch(ours: Framework, size: int) -> Batch:
     data = make_batches(size, ours.horizon, 1, spec=ours.spec, obs_steps=ours.obs_steps)[0]
+    if "decoder" in ours.brings:  # one answer for all, and of the length that a motion's has
+        motion = chunks(1, ours.horizon, ours.spec.action_dim)
+        data = replace(data, actions=motion.expand(size, -1, -1).contiguous())
     return replace(data, observation=ours.prepare(data.observation))
 
 
