@@ -82,8 +82,8 @@ def pi0_fast(ours: Any) -> nn.Module:
 
 
 def whole(ours: Any) -> dict[str, Tensor]:
-    """Our weights with input and output embeddings apart, the appended tokens' rows among them (before Gemma's
-    scaling of what is looked up)."""
+    """Our weights with input and output embeddings apart, the appended tokens' rows among them. Gemma scales
+    what is looked up."""
     weights = dict(ours.state_dict())
     weights.setdefault(OUTPUT, weights[EMBEDDING])
     scales = (getattr(ours.vlm.model.get_input_embeddings(), "embed_scale", 1.0), 1.0)
