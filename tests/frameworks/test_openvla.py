@@ -5,9 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import tiny_models
+from librobot.config.build import build_framework
 from librobot.errors import LibrobotError
+from librobot.frameworks import openvla, openvla_oft
 from librobot.frameworks.openvla import Question, cropped
 from librobot.nn.pictures import crop_area
 from librobot.types import Dim
@@ -107,6 +110,44 @@ def test_the_middle_nine_tenths_of_a_picture_count_at_evaluation():
     torch.testing.assert_close(crop_area(ramp, 1.0), ramp)
     corner = crop_area(ramp, 0.9, torch.tensor([[1.0, -1.0]]))
     torch.testing.assert_close(corner[0, 0, 0, 0], torch.linspace(1 - side, 1, 11))
+
+
+@pytest.mark.parametrize("name", ["openvla", "openvla_oft"])
+def test_a_policy_acts_on_the_middle_of_what_it_was_trained_on(name, monkeypatch):
+    """With `crop`, with the same crops from the augmentation, with whole pictures, and as one says."""
+    seen = []
+
+    def noted(observation, area, random):
+        seen.append((area, random))
+        return observation
+
+    for module in (openvla, openvla_oft):
+        monkeypatch.setattr(module, "cropped", noted)
+
+    def shares(augmentation=None, **changes):
+        plain = tiny_models.config(name, **changes) | {"augmentation": augmentation}
+        policy = build_framework(OmegaConf.create(plain), tiny_models.SPEC)
+        policy.normalizer.fit(tiny_models.statistics())
+        seen.clear()
+        data = tiny_models.batch(2, horizon=policy.horizon)
+        policy.train().compute_loss(data)
+        policy.eval().sample_actions(data.observation)
+        assert [random for _, random in seen] == [True, False]
+        return [area for area, _ in seen]
+
+    def augmentation(**options):
+        return {"random_crop": {"scale": [0.8, 0.9], **options}}
+
+    assert shares() == [0.9, 0.9]
+    assert shares(crop=None) == [None, None]
+    assert shares(augmentation(), crop=None) == [None, pytest.approx(0.85)]
+    assert shares(augmentation(scale=[0.8, 1.0]), crop=None) == [None, None]
+    assert shares(augmentation(probability=0.5), crop=None) == [None, None]
+    assert shares(acting_crop=None) == [0.9, None]
+    assert shares(crop=None, acting_crop=0.7) == [None, 0.7]
+    for wrong in (1.5, 0, "middle"):
+        with pytest.raises(LibrobotError, match="acting_crop must be auto, null, or above 0 and at most 1"):
+            shares(acting_crop=wrong)
 
 
 def test_in_training_the_crop_is_anywhere_and_the_same_for_all_steps_of_a_sample():

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 import tiny_models
 from librobot.errors import LibrobotError
 from librobot.interchange.base import ImportOptions, import_checkpoint
-from librobot.interchange.openvla import weight_map
+from librobot.interchange.openvla import crops, weight_map
 from librobot.policy import Policy
 from librobot.vlms.prismatic_vision import VisionTransformer
 
@@ -155,8 +155,25 @@ def test_a_published_folder_becomes_a_policy(oft, tmp_path, monkeypatch):
     actions = policy.infer(observation)["actions"]
     assert actions.shape == ((8 if oft else 1), 7)
     assert np.isfinite(actions).all()
+    assert policy.framework.acting_crop == (0.9 if oft else None)
     if not oft:
         assert own["tokens.ids"][[0, 255]].tolist() == [31_999, 31_744]
+
+
+def test_what_training_cropped_is_known_by_the_folder(tmp_path):
+    """OpenVLA's code names its runs by it; the published fine-tuned ones were all trained with crops."""
+    run = "openvla-7b+libero_spatial_no_noops+b8+lr-0.0005+lora-r32+dropout-0.0"
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "dataset_statistics.json").write_text("{}")
+    for name, oft, expected in (
+        ("base", False, False),
+        ("base", True, True),
+        ("tuned", False, True),
+        (run, True, False),
+        (f"{run}--image_aug", False, True),
+        (f"{run}--parallel_dec--image_aug--2_img", True, True),
+    ):
+        assert crops(tmp_path / name, oft) is expected
 
 
 def test_a_missing_and_a_surplus_tensor_are_named(tmp_path):

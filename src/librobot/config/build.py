@@ -169,6 +169,9 @@ def build_framework(
     vlm = build(cfg.vlm, "vlm")
     if cfg.get("adapter"):
         build(cfg.adapter, "adapter", vlm=vlm)
+    more: dict[str, Any] = {} if embodiments is None else {"embodiments": embodiments}
+    if cfg.framework.get("acting_crop") == "auto" and cfg.framework.get("crop") is None:
+        more["acting_crop"] = augmented_share(cfg)
     framework = build(
         cfg.framework,
         "framework",
@@ -178,12 +181,22 @@ def build_framework(
         optimizer=build(cfg.optim, "optim"),
         scheduler=build(cfg.scheduler, "scheduler"),
         **build_parts(cfg),
-        **({} if embodiments is None else {"embodiments": embodiments}),
+        **more,
     )
     framework.robots.representation = seen
     if cfg.head.get("teacher") and wants_pretrained(True):
         framework.learn_from(Policy.from_checkpoint(cfg.head.teacher, device="cpu").framework)
     return framework
+
+
+def augmented_share(cfg: DictConfig) -> float | None:
+    """The share of a picture's area that `augmentation=random_crop` cuts out on average; None where training
+    also sees whole pictures."""
+    node = (cfg.get("augmentation") or {}).get("random_crop")
+    if not node or node.get("cameras") is not None or node.get("probability", 1.0) < 1.0:
+        return None
+    low, high = node.get("scale", (0.9, 1.0))
+    return None if high >= 1.0 else (low + high) / 2
 
 
 def build_representation(

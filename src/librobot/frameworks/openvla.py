@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ from librobot.nn.pictures import crop_area
 from librobot.normalize import NormalizationMode
 from librobot.types import Batch, Observation, RobotSpec
 from librobot.vlms.base import VLM, Context
+
+Acting = float | Literal["auto"] | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class OpenVLA(Framework):
         embodiments: Sequence[RobotSpec] | None = None,
         normalize_gripper: bool = False,
         crop: float | None = 0.9,
+        acting_crop: Acting = "auto",
         pack: bool = False,
         pack_length: int | None = None,
     ) -> None:
@@ -86,7 +89,7 @@ class OpenVLA(Framework):
             lr_multipliers=lr_multipliers,
             embodiments=embodiments,
         )
-        self.crop = crop
+        self.crop, self.acting_crop = crop, acting_share(acting_crop, crop)
         if not normalize_gripper:
             self.normalizer.leave("action", self.robots.actions_of_kind("gripper"))
         words = vlm.vocabulary
@@ -125,7 +128,8 @@ class OpenVLA(Framework):
 
     def shown(self, observation: Observation) -> Observation:
         """What the backbone sees."""
-        return cropped(self.prepare(observation), self.crop, random=self.training)
+        area = self.crop if self.training else self.acting_crop
+        return cropped(self.prepare(observation), area, random=self.training)
 
     def token_lengths(self, prompts: Sequence[str], state: Tensor, actions: Tensor) -> np.ndarray:
         """For batches of samples of like length (`data.bucket`)."""
@@ -133,6 +137,16 @@ class OpenVLA(Framework):
 
     def prompt_writer(self) -> Question:
         return Question()
+
+
+def acting_share(acting_crop: Acting, crop: float | None) -> float | None:
+    """The share of a picture's area that the policy acts on, from its middle; None for all of it. "auto" is
+    the share that training cuts out. Raises ValueError for what is none."""
+    if acting_crop == "auto":
+        return crop
+    if isinstance(acting_crop, str) or (acting_crop is not None and not 0.0 < acting_crop <= 1.0):
+        raise ValueError(f"acting_crop must be auto, null, or above 0 and at most 1, found {acting_crop!r}")
+    return acting_crop
 
 
 def drawn_shifts(device: torch.device) -> Callable[[int], Float[Tensor, "n 2"]]:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFactory
 from librobot.frameworks.language_decoder import writing_vlm
-from librobot.frameworks.openvla import Question, cropped
+from librobot.frameworks.openvla import Acting, Question, acting_share, cropped
 from librobot.heads.base import ActionHead
 from librobot.losses import reduce
 from librobot.networks.oft import ResidualMLP
@@ -82,6 +82,7 @@ class OpenVLAOFT(Framework):
         proprioception: bool = True,
         normalize_gripper: bool = False,
         crop: float | None = 0.9,
+        acting_crop: Acting = "auto",
         num_blocks: int = 2,
         head_width: int | None = None,
     ) -> None:
@@ -107,7 +108,7 @@ class OpenVLAOFT(Framework):
                 f"{type(vlm).__name__}; take framework.attention=behind"
             )
         self.joint = can_join if attention == "auto" else attention == "joint"
-        self.crop = crop
+        self.crop, self.acting_crop = crop, acting_share(acting_crop, crop)
         if not normalize_gripper:
             self.normalizer.leave("action", self.robots.actions_of_kind("gripper"))
         width = vlm.hidden_size
@@ -149,7 +150,8 @@ class OpenVLAOFT(Framework):
         return self.physical_actions(actions, observation)
 
     def prefix(self, observation: Observation) -> Prefix:
-        observation = cropped(self.prepare(observation), self.crop, random=self.training)
+        area = self.crop if self.training else self.acting_crop
+        observation = cropped(self.prepare(observation), area, random=self.training)
         vlm: Any = self.vlm
         state = self.normalized_state(observation)
         token = vlm.embed_tokens(torch.zeros(len(state), 0, dtype=torch.long, device=state.device))

@@ -6,6 +6,7 @@ for OFT+ `vision_backbone--*.pt`, whose layers hold FiLM beside what they were.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ DIMS: tuple[tuple[str, DimKind], ...] = (
 EXTRA = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
 CAMERAS = ("primary", "wrist", "wrist_right")
 CAMERA_SIZE = 224
+CROP = 0.9
+"""The share of a picture's area that its training code cuts out."""
 
 
 def fits(folder: Path) -> bool:
@@ -71,6 +74,7 @@ def read(folder: Path, options: ImportOptions) -> Imported:
     config.image_token_index = token_id(tokenizer, IMAGE)
     head = "bins_openvla" if not oft else "ddim" if diffusion else "l1"
     values: dict[str, Any] = {"framework.horizon": horizon, "vlm.film": film}
+    values["framework.crop"] = CROP if crops(folder, oft) else None
     if oft:
         values["framework.proprioception"] = bool(state_dim)
     return Imported(
@@ -192,6 +196,19 @@ def sizes(
                 f"{known.get(part)}; choose another dataset's by --embodiment NAME"
             )
     return found.get("proprio", 0)
+
+
+def crops(folder: Path, oft: bool) -> bool:
+    """Whether training saw random crops, so that the policy has to act on the middle of a picture.
+
+    Its code writes that into the name of a run's folder alone (`--image_aug`). Under another name, what was
+    fine-tuned did, as the published ones and the code's own default; the model pretrained on Open
+    X-Embodiment, whose folder lacks the statistics that fine-tuning writes, did not.
+    """
+    name = folder.resolve().name
+    if "image_aug" in name or re.search(r"\+b\d+\+lr-", name):
+        return "image_aug" in name
+    return oft or (folder / "dataset_statistics.json").is_file()
 
 
 def spec_of(
