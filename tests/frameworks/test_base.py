@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import lightning
 import numpy as np
@@ -138,6 +139,17 @@ def test_an_unfitted_normalizer_refuses():
     framework.normalizer._known_fitted = False
     with pytest.raises(LibrobotError, match="statistics"):
         framework.compute_loss(tiny_models.batch())
+
+
+def test_what_the_first_process_fitted_counts_in_all():
+    """Tokens that data define are floats of each process's own: the first one's go to the others."""
+    first, other = (tiny_models.build("custom", "vq", seed=seed) for seed in (0, 1))
+    assert first.head.files() != other.head.files()
+    strategy = SimpleNamespace(broadcast=lambda files: first.head.files())
+    for world_size, expected in ((1, other.head.files()), (2, first.head.files())):
+        other._trainer = SimpleNamespace(world_size=world_size, strategy=strategy)
+        other.on_fit_start()
+        assert other.head.files() == expected
 
 
 def test_step_seeds_differ():

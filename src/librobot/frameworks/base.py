@@ -289,6 +289,8 @@ class Framework(LightningModule):
             )
         for teacher in self._teacher:
             teacher.to(self.device, self.compute_dtype)
+        if self.trainer.world_size > 1:  # each process fitted its own: the first one's counts
+            self.head.restore(self.trainer.strategy.broadcast(self.head.files()))
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, Batch):
