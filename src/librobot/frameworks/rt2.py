@@ -125,7 +125,8 @@ class RT2(Framework):
         self, batch: Batch, *, noise: Tensor | None = None, time: Tensor | None = None
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         prefix = self.decoder.read(self.prepare(batch.observation))
-        actions = self.written(self.normalized_actions(batch), self.terminate_values(batch))
+        terminate = self.terminate_values(batch) if self.terminate else 0.0
+        actions = self.written(self.normalized_actions(batch), terminate)
         mask = self.written(self.real_actions(batch), batch.action_mask[..., None])
         loss = reduce(self.head.loss(self.decoder, prefix, actions, mask), batch.action_mask)
         camera = self.spec.cameras[0]
