@@ -88,3 +88,10 @@ def test_what_it_does_not_take(array_source: Callable) -> None:
     module.configure(horizon=2)
     with pytest.raises(LibrobotError, match="a mixture is shuffled"):
         module.train_dataloader()
+    alone = DataModule(array_source([6]), batch_size=2, order="blocks")
+    alone.configure(horizon=2)
+    alone.make_order = lambda *_: None  # type: ignore[assignment, return-value]
+    with pytest.raises(LibrobotError, match="a curriculum decides about each batch"):
+        alone.train_dataloader()
+    with pytest.raises(ValueError, match="bucket=8 samples of like length: set bucket=0, or order=shuffle"):
+        DataModule(array_source([6]), batch_size=2, order="blocks", bucket=8)

@@ -10,7 +10,7 @@ from librobot.data.sources.lerobot import LeRobotSource
 from librobot.data.step_order import StepOrder
 from librobot.data.writer import LeRobotWriter
 from librobot.errors import LibrobotError
-from librobot.training.callbacks.curriculum import Curriculum
+from librobot.training.callbacks.curriculum import Curriculum, within
 
 WITH = "callbacks=[default,curriculum]"
 
@@ -90,6 +90,43 @@ def test_a_run_with_a_curriculum_resumes_exactly(dataset, tmp_path):
     counted = [float(row["curriculum/horizon"]) for row in rows(tmp_path / "whole")]
     assert counted == [1.0] * 3 + [2.0] * 11 + [4.0] * 2
     assert FRAMES == 48  # an epoch is 12 steps: the resumed one is in the middle of the first
+
+
+def test_steps_are_those_of_the_trainer_in_epochs_cut_short(dataset, tmp_path, monkeypatch):
+    """Of 12 batches an epoch is trained on 5: two steps of two batches, and one of what is left."""
+    seen, shares_of = [], StepOrder._owners
+    monkeypatch.setattr(Curriculum, "weights_at", lambda self, step, *given: seen.append(step) or np.ones(1))
+    epochs = []
+
+    def owners(self, epoch):
+        seen.clear()
+        result = shares_of(self, epoch)
+        epochs.append((epoch, list(seen)))
+        return result
+
+    monkeypatch.setattr(StepOrder, "_owners", owners)
+    run_small(
+        dataset,
+        tmp_path,
+        WITH,
+        "+callbacks.curriculum.weights={0: {dataset: 1.0}}",
+        "trainer.limit_train_batches=0.42",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.max_steps=7",
+    )
+    assert len(rows(tmp_path)) == 7
+    known = dict(epochs)
+    assert known[0][:5] == [0, 0, 1, 1, 2]
+    assert known[1][:5] == [3, 3, 4, 4, 5]
+    assert known[2][:2] == [6, 6]
+
+
+def test_samples_behind_the_end_of_a_short_epoch_come_in_the_next():
+    group = [np.arange(20)]
+    order = StepOrder(group, lambda _: np.ones(1), seed=0, batch=4, batches=2)
+    taken = np.concatenate([order.indices(epoch)[:8] for epoch in range(5)])
+    assert sorted(taken[:20]) == sorted(taken[20:]) == list(range(20))
+    assert [within(limit, 12) for limit in (1.0, 0.5, 5, 50)] == [12, 6, 5, 12]
 
 
 def test_what_cannot_be_trained_is_said_at_the_start(source):

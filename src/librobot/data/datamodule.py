@@ -91,6 +91,11 @@ class DataModule(lightning.LightningDataModule):
             raise ValueError(f"bucket must be at least 0, found {bucket}")
         if order not in ("shuffle", "blocks"):
             raise ValueError(f"order must be shuffle or blocks, found {order!r}")
+        if order == "blocks" and bucket:
+            raise ValueError(
+                f"order=blocks puts neighbouring frames into a batch, and bucket={bucket} samples of like "
+                f"length: set bucket=0, or order=shuffle"
+            )
         if order == "blocks" and batch_size % block_frames:
             raise ValueError(
                 f"batch_size must be a multiple of block_frames={block_frames} with order=blocks, found "
@@ -321,6 +326,10 @@ class DataModule(lightning.LightningDataModule):
         place = getattr(getattr(trainer, "strategy", None), "distributed_sampler_kwargs", None) or place
         order: MixtureOrder | BlockOrder | StepOrder | None = None
         if shuffle and self.make_order is not None:
+            if self.order != "shuffle":
+                raise LibrobotError(
+                    f"data.order={self.order}: a curriculum decides about each batch; take shuffle"
+                )
             stretch = self.batch_size * place["num_replicas"]
             order = self.make_order(self.source, windows.rows, self.seed, stretch)
         elif shuffle and isinstance(self.source, Mixture):

@@ -17,7 +17,8 @@ class StepOrder:
     Of every batch each group has its share at that batch's step, to less than one sample. A group's samples
     come in an order of their own, none twice before all came once; an epoch is as many samples as there are,
     and only the groups decide which. groups: each group's sample indices. batch: of all devices together, of
-    which `accumulate` make a step.
+    which `accumulate` make a step, and what an epoch leaves over makes one more. batches: how many of them an
+    epoch is trained on (None: all whole ones).
     """
 
     def __init__(
@@ -28,9 +29,11 @@ class StepOrder:
         seed: int,
         batch: int,
         accumulate: int = 1,
+        batches: int | None = None,
     ) -> None:
         self.groups, self.shares, self.seed = [np.asarray(group) for group in groups], shares, seed
         self.batch, self.accumulate = batch, accumulate
+        self.batches = len(self) // batch if batches is None else batches
         self._drawn: list[Int[np.ndarray, " g"]] = []  # of each epoch before, how many of each group
 
     def __len__(self) -> int:
@@ -40,7 +43,7 @@ class StepOrder:
         """The samples of `epoch`, in order."""
         owners = self._owners(epoch)
         while len(self._drawn) < epoch:
-            earlier = self._owners(len(self._drawn))
+            earlier = self._owners(len(self._drawn))[: self.batches * self.batch]
             self._drawn.append(np.bincount(earlier, minlength=len(self.groups)))
         before = np.sum(self._drawn[:epoch], axis=0) if epoch else np.zeros(len(self.groups), np.int64)
         chosen = np.empty(len(owners), np.int64)
@@ -52,11 +55,11 @@ class StepOrder:
     def _owners(self, epoch: int) -> Int[np.ndarray, " n"]:
         """The group of each place of an epoch."""
         random = np.random.default_rng([self.seed, epoch])
-        batches = len(self) // self.batch
+        first = epoch * -(-self.batches // self.accumulate)
         owners = []
         for number in range(-(-len(self) // self.batch)):
             size = min(self.batch, len(self) - number * self.batch)
-            share = self.shares((epoch * batches + number) // self.accumulate)
+            share = self.shares(first + number // self.accumulate)
             ticks = (np.arange(size) + random.random()) / size
             edges = np.cumsum(share)
             last = int(np.flatnonzero(share)[-1])  # rounding may leave a little above the last edge

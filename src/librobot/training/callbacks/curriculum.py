@@ -84,7 +84,10 @@ class Curriculum(Callback):
 
         def order(source: Source, rows: Int[np.ndarray, " n"], seed: int, batch: int) -> StepOrder:
             groups, shares = self.groups(source, rows)
-            return StepOrder(groups, shares, seed=seed, batch=batch, accumulate=accumulate)
+            devices = batch // data.batch_size
+            used = len(rows) // batch * batch if data.drop_last else len(rows) // devices * devices
+            batches = within(trainer.limit_train_batches, -(-used // batch))
+            return StepOrder(groups, shares, seed=seed, batch=batch, accumulate=accumulate, batches=batches)
 
         data.make_order = order
 
@@ -185,3 +188,8 @@ class Curriculum(Callback):
         """Actions that count at a step; None for all."""
         known = [first for first in self.horizon if first <= step]
         return self.horizon[known[-1]] if known else None
+
+
+def within(limit: int | float, batches: int) -> int:
+    """Of an epoch's batches those that a trainer's `limit_train_batches` leaves: a number, or a share."""
+    return min(limit, batches) if isinstance(limit, int) else int(limit * batches)
