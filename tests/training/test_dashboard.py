@@ -19,7 +19,16 @@ def test_the_dashboard_is_what_wandb_takes():
 
 
 @pytest.mark.parametrize(
-    "metric", ["eval/success/reach", "lr/0", "grad_norm/all", "val/error/x", "train/loss"]
+    "metric",
+    [
+        "eval/success/reach",
+        "lr/0",
+        "grad_norm/all",
+        "val/error/x",
+        "train/loss",
+        "train/dim_loss/stick/x",
+        "activations/vlm.blocks.0/std",
+    ],
 )
 def test_metrics_are_on_it(metric):
     patterns = [name for panels in LINES.values() for names in panels.values() for name in names]

@@ -11,6 +11,17 @@ from librobot.errors import require
 LINES: dict[str, dict[str, list[str]]] = {
     "Closed loop": {"success": ["eval/success"], "by kind of task": ["eval/success/.*"]},
     "Training": {"loss": ["train/loss"], "learning rate": ["lr/.*"], "gradients": ["grad_norm/.*"]},
+    "Parts of the training loss": {
+        "by action dimension": ["train/dim_loss/.*"],
+        "by dataset": ["train/dataset_loss/.*"],
+        "by robot": ["train/robot_loss/.*"],
+    },
+    "Activations": {
+        "standard deviation": ["activations/.*/std"],
+        "largest": ["activations/.*/max"],
+        "share of zeros": ["activations/.*/zeros"],
+        "share that is not finite": ["activations/.*/not_finite"],
+    },
     "Validation": {
         "loss": ["val/loss"],
         "action error": ["val/action_error", "val/action_error/.*"],
