@@ -78,6 +78,9 @@ def test_the_run_of_a_killed_process_ends_with_a_message_and_goes_on_in_the_same
     assert done.returncode != 0
     assert took < PATIENCE
     assert "Traceback" not in done.stderr
+    whom = "the training process" if rank == 0 else "process 1 of 2"
+    assert f"{whom} was ended by SIGKILL" in done.stderr
+    assert "go on from run/checkpoints/last.ckpt" in done.stderr
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == SAVED
     done = run(numbered, tmp_path, "+callbacks.seen.folder=after", "ckpt=last")
     assert done.returncode == 0, done.stdout + done.stderr

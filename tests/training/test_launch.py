@@ -3,6 +3,7 @@
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from librobot.errors import LibrobotError
 from librobot.training import launch
 from librobot.training.launch import LAST, RUNS, checkpoint_of, new_run_dir, newest_run, place
+from librobot.training.lost import lost_process
 from librobot.training.sweeps.locks import in_turn
 
 
@@ -147,3 +149,18 @@ def test_a_job_waits_for_what_still_runs_of_it(tmp_path, capsys):
         assert waited
         assert left.poll() is not None or left.wait(timeout=0.1) == 0
     assert "still running from before" in capsys.readouterr().out
+
+
+def test_a_killed_process_of_several_is_named_with_how_to_go_on(tmp_path):
+    processes = [subprocess.Popen(["true"]), subprocess.Popen(["sleep", "60"]), subprocess.Popen(["false"])]
+    processes[0].wait()
+    processes[2].wait()
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=processes)))
+    assert lost_process(trainer, tmp_path) is None  # those that ended by themselves have said why
+    processes[1].kill()
+    processes[1].wait()
+    assert "process 2 of 4 was ended by SIGKILL (out of memory?); nothing was saved yet" in str(
+        lost_process(trainer, tmp_path)
+    )
+    a_run(tmp_path / "run")
+    assert "go on from" in str(lost_process(trainer, tmp_path / "run"))

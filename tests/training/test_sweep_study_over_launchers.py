@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from small_runs import rows, start, train
@@ -53,6 +54,7 @@ def killed_and_gone_on_with(launcher, tmp_path):
 def test_the_studys_sweep_over_each_launcher_is_the_same_one_also_when_it_is_killed(tmp_path):
     for needed in ("optuna", "ray", "submitit", "mujoco"):
         pytest.importorskip(needed)
+    (tmp_path / "experiments").symlink_to(Path(__file__).parents[2] / "experiments")
     found = {}
     for launcher in LAUNCHERS:
         folder = killed_and_gone_on_with(launcher, tmp_path)

@@ -109,6 +109,9 @@ def train(cfg: DictConfig, prune: Path | None = None, keep: Sequence[int] = ()) 
     errors = "\n".join(note.read_text() for note in notes)
     for note in notes:
         note.unlink(missing_ok=True)
+    last = Path(cfg.run_dir) / LAST
+    if code > 128 and not errors and last.exists():  # it could not say so itself
+        print(f"go on from {last}: the same command with run_dir={cfg.run_dir} ckpt=last", file=sys.stderr)
     return code, errors
 
 

@@ -29,6 +29,7 @@ from librobot.frameworks.base import Framework
 from librobot.training.callbacks.shares import DatasetShares
 from librobot.training.checkpoints import check_checkpoint
 from librobot.training.estimates.before import warn_of_misfit
+from librobot.training.lost import ended_with_the_others
 from librobot.training.strategies import built_in_parts, check_machine
 from librobot.training.sweeps.jobs import JOB
 from librobot.training.sweeps.reports import Reports
@@ -44,7 +45,10 @@ def run(cfg: DictConfig) -> dict[str, float]:
     """
     trainer, framework, datamodule = prepare(cfg)
     warn_of_misfit(cfg, framework)
-    trainer.fit(framework, datamodule=datamodule, ckpt_path=cfg.ckpt, weights_only=True if cfg.ckpt else None)
+    with ended_with_the_others(trainer, Path(cfg.run_dir)):
+        trainer.fit(
+            framework, datamodule=datamodule, ckpt_path=cfg.ckpt, weights_only=True if cfg.ckpt else None
+        )
     metrics = final_metrics(trainer)
     if trainer.is_global_zero:
         keep_checkpoints(trainer.loggers, Path(cfg.run_dir) / "checkpoints", trainer.global_step)

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     if len(arguments) != 1:
         print("usage: python -m librobot.training.worker RUN_DIR/config.yaml", file=sys.stderr)
         return 2
-    config = Path(arguments[0])
+    config, launcher = Path(arguments[0]), os.getppid()
     if is_first():
         end_with_parent()
         for note in config.parent.glob(".failed-*"):
@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         say_once(config.parent, str(error), traceback.format_exc() if DEBUG in os.environ else "")
         return getattr(error, "exit_code", 2)
     except Exception as error:
+        if not is_first() and os.getppid() != launcher:
+            return 1  # the first process is gone, of which its launcher tells
         say_once(config.parent, f"{type(error).__name__}: {error}", traceback.format_exc())
         return 1
     return 0
@@ -61,7 +63,7 @@ def is_first() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
 
 
-def say_once(folder: Path, message: str, trace: str) -> None:
+def say_once(folder: Path, message: str, trace: str = "") -> None:
     """Print `message` unless another process of the run already has."""
     note = folder / f".failed-{hashlib.sha256(message.encode()).hexdigest()[:16]}"
     try:
