@@ -14,6 +14,7 @@ from scipy.stats import theilslopes
 
 from librobot.bench import _loaders
 from librobot.bench._loaders import Task
+from librobot.bench._process_memory import own_mebibytes
 from librobot.bench._rows import Row
 from librobot.data.sampler import whole_batch
 
@@ -32,7 +33,7 @@ class Series:
     rate: float
 
     def row(self, name: str) -> Row:
-        """The memory after an hour's samples, by the slope, beside what it was when everything was open."""
+        """The memory after an hour at this rate, by the slope, beside that when everything was open."""
         begin = int(SETTLED * len(self.samples))
         x, y = np.array(self.samples[begin:]), np.array(self.memory[begin:])
         kept = np.linspace(0, len(x) - 1, min(POINTS, len(x))).astype(int)
@@ -40,11 +41,10 @@ class Series:
         level = float(np.median(y[: max(1, len(y) // 3)]))
         hour = 3600 * self.rate
         return Row(
-            f"{name} after an hour's {hour:.0f} samples, by the slope over {x[-1] - x[0]}: {slope:+.4f} MiB "
-            f"per 1000 samples (95%: {low:+.4f} to {high:+.4f})",
+            f"{name}, an hour on ({slope:+.3f} MiB per 1000 samples, 95%: {low:+.3f} to {high:+.3f})",
             level + slope * hour / 1000,
             level,
-            f"the same after {x[0]} samples",
+            f"after {x[0]} samples",
             "MiB",
             1.05,
         )
@@ -81,17 +81,6 @@ def watched(batches: Iterable[tuple[Any, float]], batch_size: int, seconds: floa
         memory,
         batch_size * (len(times) - 1) / (times[-1] - times[0]),
     )
-
-
-def own_mebibytes(pid: int | str = "self") -> float:
-    """What a process has for itself, in MiB: its private pages, and its share of mapped files and of what it
-    shares with the process that it was forked from. Memory in which batches go to the training process is not
-    counted: it is there while they are."""
-    values = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        key, _, value = line.partition(":")
-        values[key] = int(value.split()[0])
-    return (values["Pss"] - values.get("Pss_Shmem", 0)) / 1024
 
 
 def plot(series: dict[str, Series], path: Path) -> None:

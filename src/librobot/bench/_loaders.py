@@ -60,7 +60,7 @@ def ours(
         horizon=HORIZON,
         obs_steps=task.window,
     )
-    return _loader(WindowDataset(source, windows), task, samples, collate_fn=collate)
+    return loader(WindowDataset(source, windows), task, samples, collate_fn=collate)
 
 
 def peer(task: Task, samples: Sequence[int], backend: str) -> Iterable[Any]:
@@ -83,10 +83,10 @@ def peer(task: Task, samples: Sequence[int], backend: str) -> Iterable[Any]:
         return_uint8=True,
         image_transforms=v2.Resize(task.image_size, antialias=True) if task.image_size else None,
     )
-    return _loader(dataset, task, samples)
+    return loader(dataset, task, samples)
 
 
-def _loader(dataset: Any, task: Task, samples: Sequence[int], **options: Any) -> DataLoader[Any]:
+def loader(dataset: Any, task: Task, samples: Sequence[int], **options: Any) -> DataLoader[Any]:
     if task.num_workers:
         options |= {"num_workers": task.num_workers, "prefetch_factor": 2}
     return DataLoader(dataset, batch_size=task.batch_size, sampler=_Fixed(samples), **options)
@@ -122,7 +122,7 @@ def milliseconds_per_sample(loader: Any, batch_size: int, clock: str) -> float:
     batches = iter(loader)
     for _ in range(WARM_BATCHES):
         next(batches)
-    spent = _clock(batches, clock)
+    spent = clock_of(batches, clock)
     start = spent()
     count = sum(1 for _ in _until_last(batches))
     if not count:
@@ -138,7 +138,7 @@ def _until_last(batches: Iterator[Any]) -> Iterator[Any]:
         yield next(batches)
 
 
-def _clock(batches: Any, clock: str) -> Any:
+def clock_of(batches: Any, clock: str) -> Any:
     if clock == "wall":
         return time.perf_counter
     ticks = os.sysconf("SC_CLK_TCK")

@@ -5,6 +5,7 @@ samples as uint8 batches out of as many data workers, in turns; a row is the med
 has its best back end that works (torchcodec, else PyAV) and `return_uint8`, as in its training. Where the
 frames are 224x224, lerobot resizes them by torchvision. Rows named "blocks of k" compare librobot's
 order=blocks with lerobot's shuffle; the row "spread of batches" says what that order costs in randomness.
+RLDS is compared with TFDS and tf.data, in a process of their own; dlimp, which does the same, is not on PyPI.
 ffmpeg, which the row "order of the files" needs, is Debian's package of that name.
 
 The dataset is written once, into --root.
@@ -30,6 +31,7 @@ from librobot.bench import _loaders
 from librobot.bench._data_memory import measure_memory
 from librobot.bench._footage import write_footage, write_tables
 from librobot.bench._loaders import Task
+from librobot.bench._rlds import measure_rlds
 from librobot.bench._rows import Row, print_rows, write_rows
 from librobot.data.block_order import batch_spread
 from librobot.data.sources.base import CacheMode
@@ -66,6 +68,7 @@ def main(options: Sequence[str]) -> list[Row]:
             lambda: [statistics_pass(arguments)],
             lambda: start_up(arguments, backend),
             lambda: [measure_memory(root, arguments)],
+            lambda: measure_rlds(arguments, folder),
         ]
         with ProgressBar("measurements", len(measurements)) as progress:
             for measure in measurements:
@@ -253,6 +256,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--block", type=int, default=2, help="neighbouring frames that come into one batch")
     made.add_argument("--window-block", type=int, default=8, help="the same with windows")
     made.add_argument("--table-episodes", type=int, default=300, help="of 300 frames, for the statistics")
+    made.add_argument(
+        "--rlds-root", type=Path, help="an RLDS folder as the bench writes it; default: written"
+    )
+    made.add_argument(
+        "--rlds-episodes", type=int, default=20, help="of 120 steps, of the one that is written"
+    )
+    made.add_argument("--rlds-seconds", type=float, default=20, help="of each round and side")
     made.add_argument("--memory-seconds", type=float, default=60, help="that a worker's memory is watched")
     made.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine that others use too"

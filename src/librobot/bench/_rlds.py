@@ -1,0 +1,128 @@
+"""librobot's RLDS source beside TFDS and tf.data, on the same folder, with as many threads as workers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from librobot.bench import _loaders
+from librobot.bench._data_memory import Series, plot, weighed
+from librobot.bench._footage import FPS, JOINTS, TASKS, motion, view
+from librobot.bench._loaders import HORIZON, WARM_BATCHES, Task
+from librobot.bench._rows import Row
+from librobot.data.new_folder import new_folder
+from librobot.data.rlds_writer import RldsWriter
+from librobot.data.sources.rlds import RldsSource
+from librobot.data.tensorflow_process import run_with_tensorflow
+from librobot.data.windows import WindowDataset, Windows
+from librobot.progress import ProgressBar
+from librobot.types import Camera, Dim, RobotSpec
+
+SIDE = 256
+CAMERAS = ("primary", "wrist")
+QUALITY = 95
+LENGTH = 120
+
+
+def write_rlds(root: Path, *, episodes: int) -> None:
+    """Footage of two cameras as JPEG, as most of Open X-Embodiment has it."""
+    dims = tuple(Dim(f"joint_{i}", "rad", "joint") for i in range(JOINTS))
+    spec = RobotSpec("bench", tuple(Camera(name, SIDE, SIDE) for name in CAMERAS), dims, dims, float(FPS))
+    described = {"episodes": episodes, "length": LENGTH, "side": SIDE, "jpeg": QUALITY}
+    with new_folder(root, described) as folder, ProgressBar("writing RLDS", episodes) as progress:
+        writer = RldsWriter(folder, spec, jpeg=QUALITY)
+        progress.advance(writer.num_episodes)
+        for episode in range(writer.num_episodes, episodes):
+            generator = np.random.default_rng([episode, 7])
+            state = motion(generator, LENGTH)
+            views = [
+                view(generator, state[:, 4 * i : 4 * i + 4], SIDE, SIDE, pan=40.0 * i)
+                for i in range(len(CAMERAS))
+            ]
+            writer.add_episode(
+                images=dict(zip(CAMERAS, views, strict=True)),
+                state=state,
+                action=np.concatenate([state[1:], state[-1:]]),
+                task=TASKS[episode % len(TASKS)],
+            )
+            progress.advance()
+        writer.finalize()
+
+
+def measure_rlds(arguments: argparse.Namespace, cache_dir: Path) -> list[Row]:
+    """Milliseconds per sample, and memory, of both in turns. In both any sample of an epoch can come next."""
+    root = arguments.rlds_root or Path(f"outputs/bench/rlds-{arguments.rlds_episodes}x{LENGTH}")
+    if not (root / "dataset_info.json").exists():
+        write_rlds(root, episodes=arguments.rlds_episodes)
+    source = RldsSource(root, export_dir=cache_dir / "rlds")
+    total = int(source.episode_lengths.sum())
+    task = Task(root, 1, None, arguments.batch_size, arguments.num_workers)
+    sides: tuple[list[tuple[Series, float]], list[tuple[Series, float]]] = ([], [])
+    for _ in range(arguments.rounds):
+        sides[1].append(peer(task, total, arguments))
+        sides[0].append(ours(task, source, total, arguments))
+    own, other = (statistics.median(per_sample for _, per_sample in side) for side in sides)
+    series = {"librobot, a worker": sides[0][-1][0], "tfds": sides[1][-1][0]}
+    plot(series, arguments.output.with_name(f"{arguments.output.stem}_rlds_memory.png"))
+    held = [float(np.median(one.memory)) for one in series.values()]
+    unit = f"ms{' CPU' if arguments.clock == 'cpu' else ''}/sample"
+    name = f"tfds, shuffle buffer of {total}"
+    return [
+        Row(f"RLDS, {len(CAMERAS)} JPEGs of {SIDE}x{SIDE}, random order", own, other, name, unit, 1.0),
+        Row("RLDS, memory of all workers", held[0] * max(1, task.num_workers), held[1], name, "MiB"),
+        series["librobot, a worker"].row("RLDS, a worker's memory"),
+        series["tfds"].row("RLDS, the memory of tfds"),
+    ]
+
+
+def ours(task: Task, source: RldsSource, total: int, arguments: argparse.Namespace) -> tuple[Series, float]:
+    """A worker's memory, and milliseconds per sample."""
+    lengths = source.episode_lengths
+    windows = Windows(lengths, list(range(len(lengths))), horizon=HORIZON, obs_steps=1)
+    random = np.random.default_rng(0)
+    order = np.concatenate([random.permutation(total) for _ in range(1 + 10_000_000 // total)]).tolist()
+    loader = _loaders.loader(WindowDataset(source, windows), task, order, collate_fn=weighed)
+    made: Iterator[Any] = iter(loader)
+    for _ in range(WARM_BATCHES):
+        next(made)
+    spent = _loaders.clock_of(made, arguments.clock)
+    memory: list[float] = []
+    begun, start = time.perf_counter(), spent()
+    while time.perf_counter() - begun < arguments.rlds_seconds:
+        memory.append(next(made)[1])
+    count, seconds = len(memory) * task.batch_size, time.perf_counter() - begun
+    per_sample = 1000 * (spent() - start) / count
+    every = max(1, task.num_workers)  # workers take turns
+    return series_of(memory[::every], every * task.batch_size, count / seconds), per_sample
+
+
+def peer(task: Task, total: int, arguments: argparse.Namespace) -> tuple[Series, float]:
+    """The same of TFDS, in a process that imports tensorflow."""
+    asked = {
+        "root": str(task.root),
+        "cameras": CAMERAS,
+        "horizon": HORIZON,
+        "batch_size": task.batch_size,
+        "threads": max(1, task.num_workers),
+        "buffer": total,
+        "warm_batches": WARM_BATCHES,
+        "seconds": arguments.rlds_seconds,
+        "clock": arguments.clock,
+    }
+    said: list[str] = []
+    log = arguments.output.with_name(f"{arguments.output.stem}_tfds.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    run_with_tensorflow("librobot.bench._tfds_peer", [json.dumps(asked)], log, line=said.append)
+    found = json.loads(said[-1])
+    return series_of(found["memory"], task.batch_size, found["rate"]), found["milliseconds"]
+
+
+def series_of(memory: list[float], step: int, rate: float) -> Series:
+    return Series([step * (number + 1) for number in range(len(memory))], memory, rate)
