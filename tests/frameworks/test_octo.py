@@ -317,6 +317,17 @@ def test_state_bins_are_quantiles_of_the_normal():
     torch.testing.assert_close(tokens(state)[:, 0], expected)
 
 
+def test_state_bins_begin_as_a_dense_layer_over_one_hot_bins():
+    """Flax's begins with variance 1 / bins. The same bin in two dimensions must be told apart by its position
+    (0.02), which unit embeddings would drown: it would be a fiftieth of the token."""
+    torch.manual_seed(0)
+    tokens = StateTokens(num_dims=10, num_bins=256, width=96, max_steps=2)
+    assert tokens.embedding.weight.std().item() == pytest.approx(256**-0.5, rel=0.05)
+    token = tokens(torch.zeros(1, 1, 10))[0, 0]
+    own = token - token.mean(dim=0)
+    assert 0.25 < (own.norm() / token.norm()).item() < 0.4
+
+
 def test_the_published_model_reads_no_state():
     octo = tiny_models.build("octo").eval()
     observation, noise = tiny_models.batch().observation, torch.zeros(4, 6, 3)

@@ -117,6 +117,9 @@ class StateTokens(nn.Module):
         inner = torch.linspace(1e-6, 1 - 1e-6, num_bins + 1, dtype=torch.float64)[1:-1]
         self.register_buffer("edges", torch.special.ndtri(inner).float(), persistent=False)
         self.embedding = nn.Embedding(num_bins, width)
+        # As octo's dense layer over one-hot bins begins. In embeddings of unit size the positions, which say
+        # what dimension a token is of, would be lost, and neighbouring bins stay as unlike as any two.
+        nn.init.normal_(self.embedding.weight, std=num_bins**-0.5)
         self.positions = learned_positions(max_steps, num_dims, width)
 
     def forward(self, state: Float[Tensor, "b t s"]) -> Float[Tensor, "b t s d"]:
