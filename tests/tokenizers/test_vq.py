@@ -67,16 +67,16 @@ def test_tokens_are_coarse_first(fitted):
 
 @pytest.mark.slow
 def test_what_is_lost_falls_with_codes_and_codebooks():
-    """With the sizes of head=vq."""
+    """With the sizes of head=vq, and a third of its training."""
     losses = []
     for options in ({}, {"num_quantizers": 4}, {"num_codes": 64}):
-        vq = VQ(**options)
+        vq = VQ(num_train_steps=1000, **options)
         vq.attach(horizon=HORIZON, action_dim=ACTION_DIM)
         vq.fit(chunks(4000))
         losses.append(lost(vq, chunks(1000, seed=1)))
         print(options, losses[-1], vq.perplexity)
         assert all(used > 0.6 * vq.num_codes for used in vq.perplexity)
-    assert losses[0] < 0.15
+    assert losses[0] < 0.25
     assert max(losses[1:]) < losses[0] / 2
 
 

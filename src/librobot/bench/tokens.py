@@ -1,8 +1,8 @@
-"""librobot-bench tokens: FAST action tokens beside 256 bins, on a dataset's own actions.
+"""librobot-bench tokens: FAST's and VQ's action tokens beside 256 bins, on a dataset's own actions.
 
-FAST is fitted on three quarters of the episodes; both tokenize the chunks of the others. Two rows for each
-horizon: tokens in a chunk (FAST's stop token included), and the root mean square error after decoding, in
-units in which the actions' 1% and 99% quantiles are -1 and 1.
+FAST and VQ are fitted on three quarters of the episodes; all tokenize the chunks of the others. Two rows of
+each for every horizon: tokens in a chunk (FAST's stop token included), and the root mean square error after
+decoding, in units in which the actions' 1% and 99% quantiles are -1 and 1.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from librobot.normalize import Normalizer
 from librobot.tokenizers.base import ActionTokenizer
 from librobot.tokenizers.bins import Bins
 from librobot.tokenizers.fast import FAST
+from librobot.tokenizers.vq import VQ
 
 OUTPUT = Path("outputs/bench/tokens.json")
 
@@ -43,16 +44,24 @@ def main(options: Sequence[str]) -> list[Row]:
             normalizer.normalize("action", chunks(source, part, horizon, arguments.chunks))
             for part in (order[episodes // 4 :], order[: episodes // 4])
         )
-        fast, bins = FAST(vocab_size=arguments.vocab_size, scale=arguments.scale), Bins()
-        measured = []
-        for tokenizer in (fast, bins):
+        tokenizers: dict[str, ActionTokenizer] = {
+            "FAST": FAST(vocab_size=arguments.vocab_size, scale=arguments.scale),
+            "VQ": VQ(num_quantizers=arguments.codebooks, num_train_steps=arguments.vq_steps),
+            "bins": Bins(),
+        }
+        measured = {}
+        for name, tokenizer in tokenizers.items():
             tokenizer.attach(horizon=horizon, action_dim=source.spec.action_dim)
             if not tokenizer.fitted:
                 tokenizer.fit(fitted)
-            measured.append(measure(tokenizer, held_out))
-        for place, (name, unit) in enumerate((("tokens per chunk", "tokens"), ("round-trip error", "RMS"))):
-            ours, peer = (values[place] for values in measured)
-            rows.append(Row(f"FAST, {horizon} actions, {name}", ours, peer, "256 bins", unit))
+            measured[name] = measure(tokenizer, held_out)
+        peers = measured.pop("bins")
+        for name, values in measured.items():
+            for place, (what, unit) in enumerate(
+                (("tokens per chunk", "tokens"), ("round-trip error", "RMS"))
+            ):
+                title = f"{name}, {horizon} actions, {what}"
+                rows.append(Row(title, values[place], peers[place], "256 bins", unit))
     write_rows(arguments.output, rows)
     print_rows("action tokens", rows, arguments.output)
     return rows
@@ -65,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--chunks", type=int, default=20_000, help="at most so many of either part")
     made.add_argument("--vocab-size", type=int, default=1024)
     made.add_argument("--scale", type=float, default=10.0)
+    made.add_argument("--codebooks", type=int, default=2, help="VQ's, and so its tokens (default: 2)")
+    made.add_argument("--vq-steps", type=int, default=3000, help="of VQ's training (default: 3000)")
     made.add_argument("--output", type=Path, default=OUTPUT)
     return made
 
