@@ -1,11 +1,12 @@
 """The range test over learning rates and the largest batch that fits."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
 from omegaconf import open_dict
-from small_runs import tiny
+from small_runs import tiny, train
 
 from librobot.config.compose import compose, read, write
 from librobot.errors import LibrobotError
@@ -65,3 +66,32 @@ def test_the_largest_batch_that_fits_by_real_estimates(dataset, tmp_path, monkey
             cfg.data.batch_size = number
         peaks.append(estimate(cfg).cost.peak / 1e9)
     assert peaks[0] <= 0.9 * free < peaks[1]
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_learning_rate_and_trains_nothing_else(dataset, tmp_path):
+    done = train("--find-lr", *tiny(), f"data.root={dataset}", "run_dir=found", "name=tiny", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    best = json.loads((tmp_path / "found/lr.json").read_text())["suggestion"]
+    assert f"optim.lr={best:.3g} is where the loss falls most steeply; " in done.stdout
+    assert (tmp_path / "found/lr.png").stat().st_size > 5000
+    assert not list(tmp_path.rglob("*.ckpt"))
+    again = train("--find-lr", "trainer.devices=2", *tiny(), f"data.root={dataset}", cwd=tmp_path)
+    assert again.returncode != 0
+    assert "--find-lr: expected trainer.devices=1" in again.stderr
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_batch_size_that_fits(dataset, tmp_path):
+    """Of a policy that needs megabytes for each sample: hundreds of samples fit, not millions."""
+    large = ["vlm.image_size=256", "vlm.tower.channels=64", "vlm.tower.num_blocks=4"]
+    given = [*tiny(), *large, f"data.root={dataset}", "trainer.accelerator=cpu"]
+    done = train("--find-batch-size", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = re.search(
+        r"data\.batch_size=(\d+) takes ([\d.e+]+) GB of ([\d.e+]+) GB that are free", done.stdout
+    )
+    assert found, done.stdout
+    assert int(found[1]) > 1
+    assert float(found[2]) <= 0.9 * float(found[3])
+    assert not list(tmp_path.rglob("*.ckpt"))
