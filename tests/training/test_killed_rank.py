@@ -17,7 +17,7 @@ BATCH, EPOCHS = 2, 2
 EPOCH_STEPS = FRAMES // (2 * BATCH)
 STEPS = EPOCHS * EPOCH_STEPS
 SAVED, KILLED = 16, 18  # steps, in the second epoch
-PATIENCE = 60.0  # seconds in which the run has to end; on an idle machine it takes a few
+PATIENCE = 60.0  # seconds in which the run has to end; what is left of it is given ten
 
 
 @pytest.fixture(scope="module")
