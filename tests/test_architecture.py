@@ -20,7 +20,7 @@ OPTIONAL = {"mujoco", "lerobot", "wandb", "tensorflow", "deepspeed", "metaworld"
 BASE = {"types", "errors", "replicas"}
 NN = BASE | {"nn"}
 HEADS = NN | {"losses", "tokenizers"}
-ACTIONS = BASE | {"rotations", "relative_actions", "representation"}
+ACTIONS = BASE | {"rotations", "relative_actions", "action_groups", "representation"}
 FRAMEWORKS = HEADS | ACTIONS | {"heads", "networks", "vlms", "normalize", "frameworks"}
 POLICY = FRAMEWORKS | {"policy", "chunking", "requests", "progress", "config"}
 DATA = ACTIONS | {"progress", "data", "sim"}
@@ -33,6 +33,7 @@ ARROWS = {
     "requests": BASE,
     "rotations": BASE,
     "relative_actions": BASE,
+    "action_groups": ACTIONS,
     "representation": ACTIONS,
     "losses": BASE,
     "normalize": BASE,

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from librobot.representation import ActionRepresentation, Representation, rotations_as
+from librobot.representation import ActionRepresentation, Representation, relative_pose, rotations_as
+from librobot.rotations import to_matrix
 from librobot.types import Dim, RobotSpec
 
 JOINTS = RobotSpec(
@@ -146,6 +147,33 @@ def test_rotations_are_relative_as_rotations():
     assert seen.untouched(0) == [(0, 0), (1, 1), (2, 2), (9, 6)]
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from(["relative", "delta"]),
+    st.sampled_from(["rot6d", "quaternion", "axis_angle", "euler"]),
+    st.integers(0, 10_000),
+)
+def test_poses_are_relative_as_rigid_motions(frame, to, seed):
+    """T_start^-1 T_action, by homogeneous matrices; and back."""
+    dims = ["ee_position", "ee_rotation"]
+    seen = relative_pose("euler", to=to, dims=dims, frame=frame).bind(EE)
+    actions, state = trajectory(5, 3, seed, turning=0.3)
+    found = seen.encode(actions, state)
+    poses = torch.cat((state[:, None], actions[..., :6]), dim=1)
+    homogeneous = torch.eye(4, dtype=torch.float64).repeat(3, 6, 1, 1)
+    homogeneous[..., :3, :3], homogeneous[..., :3, 3] = matrices(poses[..., 3:]), poses[..., :3]
+    start = homogeneous[:, :1] if frame == "relative" else homogeneous[:, :-1]
+    expected = torch.linalg.inv(start) @ homogeneous[:, 1:]
+    torch.testing.assert_close(found[..., :3], expected[..., :3, 3])
+    turned = to_matrix(found[..., 3:-1], to)
+    torch.testing.assert_close(turned, expected[..., :3, :3], atol=1e-6, rtol=0)
+    assert torch.equal(found[..., -1], actions[..., -1])
+    back = seen.decode(found, state)
+    torch.testing.assert_close(back[..., [0, 1, 2, 6]], actions[..., [0, 1, 2, 6]], atol=1e-6, rtol=0)
+    assert (matrices(back[..., 3:6]) - matrices(actions[..., 3:6])).abs().max() < 1e-5
+    assert [dim.name for dim in seen.spec.action[:4]] == ["x", "y", "z", f"roll.{to}_0"]
+
+
 def test_angles_come_back_next_to_the_state():
     """A gripper that points down has a roll of pi: its angles must not jump to -pi and back."""
     seen = rotations_as("rot6d", rotation="euler", dims=["ee_rotation"]).bind(EE)
@@ -200,6 +228,11 @@ def test_several_robots():
         ([{"dims": ["*"], "frame": "relativ"}], r"groups\[0\].frame: did you mean 'relative'"),
         ([{"dims": ["j9"]}], r"groups\[0\].dims: 'j9': .*valid names: grip, j0, j1"),
         ([{"dims": ["j0"], "to": "rot6d"}], r"to=rot6d needs rotation"),
+        ([{"dims": ["j0"], "pose": True}], r"pose=true needs rotation, and frame=relative"),
+        (
+            [{"dims": ["j0", "j1"], "rotation": "euler", "pose": True, "frame": "relative"}],
+            r"pose=true has 3 and rotation=euler has 3 numbers, found 2 dim",
+        ),
         (
             [{"dims": ["j0"], "rotation": "euler", "to": "rot6d"}],
             r"rotation=euler has 3 numbers, found 1 dim",

@@ -1,6 +1,8 @@
 """Folders in NVIDIA's layout become policies with the same numbers; what does not fit is named."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from safetensors.torch import save_file
 
 import tiny_models
 from librobot.errors import LibrobotError
+from librobot.interchange import gr00t_actions
 from librobot.interchange.base import ImportOptions, import_checkpoint
 from librobot.interchange.gr00t_weights import EAGLE, QWEN, weight_map
 from librobot.policy import Policy
+from librobot.representation import ActionRepresentation
 from librobot.types import Dim, RobotSpec
 
 GROUPS = {
@@ -290,6 +294,44 @@ def test_relative_actions_as_lerobot_sees_them(relative_n17, tmp_path):
     assert policy.spec.action == imported.robots.own_union.action == ROBOT.action
 
 
+POSE = {"rep": "RELATIVE", "type": "ActionType.EEF", "format": "ActionFormat.XYZ_ROT6D", "state_key": "hand"}
+
+
+def test_an_end_effectors_pose_is_relative_as_lerobot_has_it():
+    """Of groups (gripper, hand: xyz and rot6d): our way back from what the policy says, and lerobot's."""
+    pytest.importorskip("lerobot")
+    from lerobot.policies.groot.utils import relative_eef_to_absolute
+
+    def one(size):
+        return {"min": np.zeros(size), "max": np.ones(size)}
+
+    known = {"state": {"hand": one(9), "grip": one(1)}, "action": {"grip": one(1), "hand": one(9)}}
+    action = {"modality_keys": ["grip", "hand"], "action_configs": [{"rep": "ABSOLUTE"}, POSE]}
+    groups = gr00t_actions.relative_groups("arm", action, known, Path("here"))
+    dims = {name: [Dim(n) for n in gr00t_actions.dim_names(name, size)] for name, size in SIZES.items()}
+    robot = RobotSpec("arm", (), (*dims["hand"], *dims["grip"]), (*dims["grip"], *dims["hand"]), control_hz=5)
+    described = gr00t_actions.seen_actions(
+        groups, known, robot, state=["hand", "grip"], action=["grip", "hand"]
+    )
+    for robots in ([robot], [robot, replace(robot, name="other")]):
+        made = gr00t_actions.representation({r.name: described for r in robots}, robots, Path("here"))
+        seen = ActionRepresentation(made["groups"]).bind(robot)
+        predicted, state = torch.randn(3, 5, 10), torch.randn(3, 10)
+        expected = relative_eef_to_absolute(predicted[..., 1:].numpy(), state[:, :9].numpy())
+        back = seen.decode(predicted, state)
+        torch.testing.assert_close(back[..., 1:], torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
+        assert torch.equal(back[..., 0], predicted[..., 0])
+        again = seen.decode(seen.encode(back, state), state)
+        torch.testing.assert_close(again, back, rtol=1e-5, atol=1e-5)
+    other = [{"dims": described[0]["dims"][:3], "frame": "relative", "state": described[0]["state"][:3]}]
+    with pytest.raises(LibrobotError, match="choose one of them by --embodiment NAME"):
+        robots = [robot, replace(robot, name="other")]
+        gr00t_actions.representation({"arm": described, "other": other}, robots, Path("here"))
+
+
+SIZES = {"hand": 9, "grip": 1}
+
+
 def edited(path, change):
     found = json.loads(path.read_text())
     change(found)
@@ -305,8 +347,11 @@ def test_what_does_not_fit_is_named(n17, tmp_path):
 
     processor = folder / "processor" / "processor_config.json"
     before = processor.read_text()
+    edited(processor, lambda found: relative(found, type="EEF", format="XYZ_QUAT"))
+    with pytest.raises(LibrobotError, match="rep=relative type=eef format=xyz_quat; librobot does not read"):
+        import_checkpoint(folder, out, options)
     edited(processor, lambda found: relative(found, type="EEF", format="XYZ_ROT6D"))
-    with pytest.raises(LibrobotError, match="must be absolute, or relative and no end effector's pose"):
+    with pytest.raises(LibrobotError, match=r"as xyz and rot6d has 9 dimensions, found \(2,\)"):
         import_checkpoint(folder, out, options)
     edited(processor, lambda found: relative(found, type="NON_EEF", state_key="gripper"))
     with pytest.raises(LibrobotError, match=r"must have as many dimensions, found \(2,\) and \(1,\)"):

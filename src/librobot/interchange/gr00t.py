@@ -23,6 +23,7 @@ from librobot.interchange.base import Imported, ImportOptions
 from librobot.interchange.files import read_json, read_tensors
 from librobot.interchange.gr00t_actions import (
     NARROWEST,
+    Start,
     dim_names,
     joined,
     relative_groups,
@@ -106,7 +107,7 @@ def read_n17(folder: Path, config: Mapping[str, Any], options: ImportOptions) ->
     for tag in chosen(known, options, beside / "statistics.json"):
         own, groups = known[tag], processor["modality_configs"][tag]
         state, action = groups["state"]["modality_keys"], groups["action"]["modality_keys"]
-        relative: Mapping[str, str] = {}
+        relative: Mapping[str, Start] = {}
         if processor.get("use_relative_action", False):
             relative = relative_groups(tag, groups["action"], own, beside)
         cameras = [(name, *side) for name in groups["video"]["modality_keys"]]

@@ -7,6 +7,7 @@ and largest values, also where the other groups take quantiles.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from librobot.types import Dim, RobotSpec
 NARROWEST = 1e-8
 """Of a dimension's half range: below it all its values are one. What is clipped to [-1, 1] may be as narrow,
 and the first actions of relative chunks are."""
+POSES = ("xyz_rot6d", "xyz+rot6d")
+"""The formats of an end effector's pose that are read: a position and two rows of the rotation."""
+POSE_WIDTH = 9
 STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
 
@@ -28,24 +32,32 @@ def dim_names(group: str, count: int) -> list[str]:
     return [f"{group}_{i}" for i in range(count)] if count > 1 else [group]
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where relative actions start: from a group of the state, dimension by dimension or as a pose."""
+
+    state: str
+    pose: bool = False
+
+
 def relative_groups(
     tag: str, action: Mapping[str, Any], statistics: Mapping[str, Any], place: Path
-) -> dict[str, str]:
-    """Relative groups of actions -> the group of the state that they start from.
+) -> dict[str, Start]:
+    """Relative groups of actions -> what they start from.
 
     Raises LibrobotError where actions are given in a way that librobot does not read, or lack their state.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Start] = {}
     for name, how in zip(action["modality_keys"], action.get("action_configs") or [], strict=False):
         rep = last_word(how.get("rep", "absolute"))
         if rep == "absolute":
             continue
-        kind = last_word(how.get("type", "non_eef"))
-        if rep != "relative" or kind != "non_eef":
+        kind, form = last_word(how.get("type", "non_eef")), last_word(how.get("format", "default"))
+        if rep != "relative" or kind not in ("non_eef", "eef") or (kind == "eef" and form not in POSES):
             raise LibrobotError(
-                f"{place}: actions {name!r} of robot {tag!r} must be absolute, or relative and no end "
-                f"effector's pose, found rep={rep} type={kind}, which librobot does not read; choose another "
-                f"robot by --embodiment NAME"
+                f"{place}: actions {name!r} of robot {tag!r} must be absolute, relative, or an end "
+                f"effector's relative pose as xyz and rot6d, found rep={rep} type={kind} format={form}; "
+                f"librobot does not read that, choose another robot by --embodiment NAME"
             )
         state = how.get("state_key") or name
         sizes = {
@@ -57,7 +69,12 @@ def relative_groups(
                 f"{place}: actions {name!r} of robot {tag!r} are relative to the state's {state!r}, and must "
                 f"have as many dimensions, found {sizes['action']} and {sizes['state']}"
             )
-        found[name] = state
+        if kind == "eef" and sizes["action"] != (POSE_WIDTH,):
+            raise LibrobotError(
+                f"{place}: actions {name!r} of robot {tag!r}: a pose as xyz and rot6d has {POSE_WIDTH} "
+                f"dimensions, found {sizes['action']}"
+            )
+        found[name] = Start(state, pose=kind == "eef")
     return found
 
 
@@ -67,7 +84,7 @@ def last_word(value: Any) -> str:
 
 
 def seen_actions(
-    relative: Mapping[str, str],
+    relative: Mapping[str, Start],
     statistics: Mapping[str, Any],
     robot: RobotSpec,
     *,
@@ -86,7 +103,8 @@ def seen_actions(
 
     states, actions = places("state", state, robot.state), places("action", action, robot.action)
     return [
-        {"dims": actions[name], "frame": "relative", "state": states[start]}
+        {"dims": actions[name], "frame": "relative", "state": states[start.state]}
+        | ({"rotation": "rot6d", "pose": True} if start.pose else {})
         for name, start in relative.items()
     ]
 
@@ -100,9 +118,9 @@ def representation(
     """
     groups = [group for own in seen.values() for group in own]
     if len(robots) > 1:  # of which one may have a part of another's dimensions
-        ways: dict[str, tuple[str | None, str]] = {}
+        ways: dict[str, tuple[Any, str]] = {}
         for (tag, own), robot in zip(seen.items(), robots, strict=True):
-            start = {n: s for group in own for n, s in zip(group["dims"], group["state"], strict=True)}
+            start = {name: way for group in own for name, way in ways_of(group).items()}
             for dim in robot.action:
                 own_way = start.get(dim.name)
                 way = ways.setdefault(dim.name, (own_way, tag))
@@ -111,12 +129,20 @@ def representation(
                         f"{place}: action {dim.name!r} is relative to {own_way} for robot {tag!r} and to "
                         f"{way[0]} for {way[1]!r}; choose one of them by --embodiment NAME"
                     )
-        groups = [
-            {"dims": [name], "frame": "relative", "state": [state]}
-            for name, (state, _) in ways.items()
-            if state is not None
+        poses = {tuple(group["dims"]): group for group in groups if group.get("pose")}
+        groups = list(poses.values()) + [
+            {"dims": [name], "frame": "relative", "state": [way]}
+            for name, (way, _) in ways.items()
+            if isinstance(way, str)
         ]
     return {"_target_": "librobot.representation.ActionRepresentation", "groups": groups}
+
+
+def ways_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Each dimension of a group -> the state that it starts from; of a pose the whole of it."""
+    if group.get("pose"):
+        return dict.fromkeys(group["dims"], (tuple(group["dims"]), tuple(group["state"])))
+    return dict(zip(group["dims"], group["state"], strict=True))
 
 
 def joined(
