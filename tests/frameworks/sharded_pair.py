@@ -1,4 +1,5 @@
-"""`python sharded_pair.py`: every framework's loss and gradients, whole and over two processes by FSDP2.
+"""`python sharded_pair.py [NAME...]`: every framework's loss and gradients, whole and over two processes by
+FSDP2.
 
 Prints a JSON object: framework (and backbone) -> the largest differences, or what went wrong.
 The second process builds the policy without weights, and gets its parts from the first one.
@@ -12,15 +13,15 @@ import traceback
 from contextlib import nullcontext
 
 
-def compare(name: str, vlm: str, rank: int, mesh) -> dict[str, float]:
+def compare(name: str, vlm: str, rank: int, mesh, **changes) -> dict[str, float]:
     import torch
 
     import tiny_models
     from librobot.frameworks.sharding import full, shard
     from librobot.nn.pretrained import weightless
 
-    def built():
-        made = tiny_models.build(name, vlm=vlm)
+    def built(**changes):
+        made = tiny_models.build(name, vlm=vlm, **changes)
         if "fast" in name:  # fitted to data, which are the same everywhere
             torch.manual_seed(1)
             made.head.fit(torch.randn(64, made.horizon, made.action_width))
@@ -31,7 +32,7 @@ def compare(name: str, vlm: str, rank: int, mesh) -> dict[str, float]:
     expected = tiny_models.fixed_loss(whole, data)
     expected.backward()
     with nullcontext() if rank == 0 else weightless():
-        spread = built()
+        spread = built(**changes)
     if rank:
         assert all(parameter.is_meta for parameter in spread.parameters())
     shard(spread, mesh, torch.device("cpu"))
@@ -57,7 +58,10 @@ def compare(name: str, vlm: str, rank: int, mesh) -> dict[str, float]:
     }
 
 
-def main(rank: int, port: int) -> None:
+PACKED = [("pi0_fast", "tiny"), ("openvla", "prismatic_tiny"), ("rt2", "qwen2vl_tiny")]
+
+
+def main(rank: int, port: int, only: list[str]) -> None:
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -69,11 +73,16 @@ def main(rank: int, port: int) -> None:
     found = {}
     pairs = [(name, "tiny") for name in tiny_models.options("framework")]
     pairs += [("pi0", "paligemma_tiny"), ("smolvla", "smolvlm2_tiny"), ("openvla", "prismatic_tiny")]
-    for name, vlm in pairs:
+    runs = [(name, vlm, {}) for name, vlm in pairs]
+    runs += [(name, vlm, {"pack": True}) for name, vlm in PACKED]  # beside padded rows in one process
+    for name, vlm, changes in runs:
+        title = " ".join((name, vlm, *changes))
+        if only and title not in only:
+            continue
         try:
-            found[f"{name} {vlm}"] = compare(name, vlm, rank, mesh)
+            found[title] = compare(name, vlm, rank, mesh, **changes)
         except Exception:
-            found[f"{name} {vlm}"] = traceback.format_exc()[-1500:]
+            found[title] = traceback.format_exc()[-1500:]
     if rank == 0:
         print(json.dumps(found), flush=True)
 
@@ -86,7 +95,7 @@ if __name__ == "__main__":
         free = probe.getsockname()[1]
     child = os.fork()
     if child == 0:
-        main(1, free)
+        main(1, free, sys.argv[1:])
         os._exit(0)
-    main(0, free)
+    main(0, free, sys.argv[1:])
     sys.exit(int(os.waitpid(child, 0)[1] != 0))
