@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from librobot.config.build import open_source
 from librobot.data import rlds_writer
 from librobot.data.convert import convert
+from librobot.data.images import encode_jpeg
 from librobot.data.rlds_export import Field
 from librobot.data.rlds_writer import RldsWriter
 from librobot.data.sources.lerobot import LeRobotSource
@@ -73,6 +76,30 @@ def test_tfds_reads_what_is_written_and_so_does_data_rlds(
     np.testing.assert_array_equal(ours.states(rows), source.states(rows))
     np.testing.assert_array_equal(ours.images(rows)["wrist"], source.images(rows)["wrist"])
     assert ours.prompts(rows) == source.prompts(rows)
+
+
+@pytest.mark.slow
+@needs_tfds
+def test_pictures_as_jpeg(tmp_path: Path, image_dataset: Path) -> None:
+    """`convert --jpeg`: TFDS and data=rlds see what JPEG makes of the pictures at that quality; numbers are
+    untouched."""
+    source, rows = LeRobotSource(image_dataset), np.arange(20)
+    target = convert(source, tmp_path / "robot/1.0.0", "rlds", jpeg=90, show=False)
+    features = json.loads((target / "features.json").read_text())
+    command = [sys.executable, Path(__file__).with_name("read_rlds.py"), target, tmp_path / "read.npz"]
+    subprocess.run(command, check=True)
+    ours = open_source(str(target), None, [])
+    images, states = ours.images(rows), ours.states(rows)
+    assert json.dumps(features).count('"jpeg"') == len(source.spec.cameras)
+    read = np.load(tmp_path / "read.npz")
+    np.testing.assert_array_equal(read["action"], source.actions(rows))
+    np.testing.assert_array_equal(states, source.states(rows))
+    for name, frames in source.images(rows).items():
+        expected = [np.asarray(Image.open(io.BytesIO(encode_jpeg(f.transpose(1, 2, 0), 90)))) for f in frames]
+        for decoded in (read[name], images[name].transpose(0, 2, 3, 1)):
+            apart = np.abs(decoded.astype(int) - np.stack(expected))
+            assert apart.max() <= 3, "decoders of JPEG round differently, and no more"
+        assert np.abs(frames.transpose(0, 2, 3, 1).astype(int) - np.stack(expected)).max() > 3
 
 
 @pytest.mark.slow
