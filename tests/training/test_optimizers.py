@@ -186,3 +186,12 @@ def test_groups_of_a_run_come_from_its_configuration(dataset, tmp_path):
         fit(dataset, tmp_path / "a", "param_groups.layer_decay=2")
     with pytest.raises(LibrobotError, match=r"has no part 'vml'; did you mean 'vlm'"):
         fit(dataset, tmp_path / "b", "+param_groups.weight_decays={vml: 0.25}", "trainer.max_steps=1")
+
+
+def test_a_fused_kernel_steps_clipped_gradients_in_bf16_mixed(dataset, tmp_path):
+    """The default of trainer=gpu, which Lightning alone refuses."""
+    options = ["trainer.precision=bf16-mixed", "optim.fused=true", "trainer.gradient_clip_val=1e-3"]
+    fit(dataset, tmp_path, *options, "trainer.max_steps=1")
+    state = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    first = torch.stack([own["exp_avg"].square().sum() for own in state.values()]).sum().sqrt()
+    assert first.item() == pytest.approx((1 - 0.9) * 1e-3, rel=1e-2)

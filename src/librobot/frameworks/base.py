@@ -21,7 +21,7 @@ from librobot.frameworks.distillation import learn_from
 from librobot.frameworks.embodiments import Embodiments
 from librobot.frameworks.groups import ParameterGroups
 from librobot.frameworks.randomness import begin_batch, is_logged
-from librobot.frameworks.sharding import clip_norm, shard
+from librobot.frameworks.sharding import clip_norm, scales_nothing, shard
 from librobot.heads.base import ActionHead, NetworkKind
 from librobot.losses import l1
 from librobot.networks.base import OPTION_OF
@@ -346,7 +346,8 @@ class Framework(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        if self._is_sharded and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+        own = self._is_sharded or scales_nothing(self.trainer)
+        if own and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
             clip_norm([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
+from lightning import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -309,6 +311,13 @@ def clip_norm(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
         local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
         local.mul_(factor.to(local.device, local.dtype))
     return total
+
+
+def scales_nothing(trainer: Trainer) -> bool:
+    """Whether the precision is mixed and gradients are as they are (bf16-mixed): Lightning then refuses to
+    clip what a fused kernel steps, as it has to where that kernel unscales them itself (16-mixed)."""
+    plugin = trainer.precision_plugin
+    return isinstance(plugin, MixedPrecision) and plugin.scaler is None
 
 
 def norm_of(gradients: Sequence[Tensor]) -> Tensor:
