@@ -38,7 +38,8 @@ def print_estimate(cfg: DictConfig, devices: str | None, mfu: str | None) -> Non
         cfg.run_dir = cfg.run_dir or "outputs/train"  # nothing is written
     made = settled(cfg)
     chips = None if devices is None else parse_devices(devices)
-    found = estimate.estimate(made, chips, estimate.ASSUMED_MFU if mfu is None else share(mfu))
+    assumed = estimate.ASSUMED_MFU if mfu is None else share(mfu)
+    found = estimate.estimate(made, chips, assumed, process=True)
     report.print_estimate(found, made)
 
 

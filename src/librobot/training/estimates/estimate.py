@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from librobot.config.build import build
 from librobot.config.check import check
 from librobot.training.estimates.chips import CHIPS, Chip, host_memory
+from librobot.training.estimates.process import ProcessMemory, process_memory
 from librobot.training.estimates.sharding import Shares, shares_of
 from librobot.training.estimates.step import StepCost, eight_bit_state, step_cost
 from librobot.training.estimates.subject import make_batch, make_policy, offline, robot_of
@@ -65,13 +67,20 @@ class Estimate:
     mfu: float
     devices: tuple[DeviceEstimate, ...]
     notes: tuple[str, ...]
+    process: ProcessMemory | None = None
+    """The whole training process, where it was asked for and runs on a CPU."""
 
 
 def estimate(
-    cfg: DictConfig, devices: Sequence[tuple[Chip, int]] | None = None, mfu: float = ASSUMED_MFU
+    cfg: DictConfig,
+    devices: Sequence[tuple[Chip, int]] | None = None,
+    mfu: float = ASSUMED_MFU,
+    *,
+    process: bool = False,
 ) -> Estimate:
     """The cost of a training configuration; `devices` None takes this machine's memory, with the number of
-    devices that the trainer asks for, and gives no time.
+    devices that the trainer asks for, and gives no time. With `process` an empty training process is started
+    and measured too, if the run would be on the CPU.
 
     Raises LibrobotError where the robot is not known without the dataset, or the configuration is wrong.
     """
@@ -117,7 +126,15 @@ def estimate(
     )
     notes += [f"strategy {d.shares.name} is not known here: counted as a full copy on each device"
               for d in found[:1] if not d.shares.known]  # fmt: skip
-    return Estimate(cost, int(made.data.batch_size), precision, mfu, found, tuple(notes))
+    whole = None
+    if process and devices is None and runs_on_cpu(trainer):
+        whole = process_memory(cfg, found[0].peak, cost.batch)
+    return Estimate(cost, int(made.data.batch_size), precision, mfu, found, tuple(notes), whole)
+
+
+def runs_on_cpu(trainer: DictConfig) -> bool:
+    """Whether a run of this trainer on this machine computes on the CPU."""
+    return str(trainer.accelerator) == "cpu" or not torch.cuda.is_available()
 
 
 def with_average(cost: StepCost) -> StepCost:

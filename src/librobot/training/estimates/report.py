@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from librobot.training.estimates.estimate import DeviceEstimate, Estimate, advice, gigabytes
+from librobot.training.estimates.process import ProcessMemory
 
 WIDTH = 120
 
@@ -32,6 +35,8 @@ def print_estimate(found: Estimate, cfg: DictConfig, console: Console | None = N
     for device in found.devices:
         table.add_row(*row(device))
     console.print(table)
+    if found.process is not None:
+        console.print(process_line(found.process), highlight=False, soft_wrap=True)
     for line in (*found.notes, *warnings_of(found, cfg)):
         console.print(line, highlight=False, soft_wrap=True)
     if any(device.seconds is not None for device in found.devices):
@@ -41,6 +46,18 @@ def print_estimate(found: Estimate, cfg: DictConfig, console: Console | None = N
             highlight=False,
             soft_wrap=True,
         )
+
+
+def process_line(whole: ProcessMemory) -> str:
+    """All that a training process on a CPU has, and its data workers."""
+    said = (
+        f"each training process, GB resident: {gigabytes(whole.total)} = runtime {gigabytes(whole.runtime)} "
+        f"(interpreter, libraries, threads: measured here) + tensors {gigabytes(whole.tensors)} "
+        f"+ batches ahead {gigabytes(whole.ahead)}"
+    )
+    if whole.num_workers:
+        said += f"; its {whole.num_workers} data workers prepare {gigabytes(whole.workers)} of batches"
+    return said
 
 
 def row(device: DeviceEstimate) -> list[str]:
@@ -56,6 +73,8 @@ def warnings_of(found: Estimate, cfg: DictConfig) -> list[str]:
     """A sentence for each kind of device that the batch does not fit into."""
     said = []
     for device in found.devices:
+        if device.chip is None and found.process is not None and found.process.total > device.memory * 1e9:
+            device = replace(device, peak=found.process.total)
         if device.fits:
             continue
         name = "this machine" if device.chip is None else f"each {device.chip.name}"
