@@ -13,7 +13,12 @@ from librobot.bench._rlds import measure_rlds, write_rlds
 def grown(per_thousand):
     samples = np.arange(1, 201) * 32
     wobble = 0.3 * np.sin(np.arange(200))
-    return Series(samples.tolist(), (300 + per_thousand * samples / 1000 + wobble).tolist(), rate=100.0)
+    return Series(
+        samples.tolist(),
+        (300 + per_thousand * samples / 1000 + wobble).tolist(),
+        rate=100.0,
+        milliseconds=1.0,
+    )
 
 
 def test_flat_memory_is_within_the_goal_and_a_leak_is_not():

@@ -4,40 +4,44 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import theilslopes
+from torch.utils.data import get_worker_info
 
 from librobot.bench import _loaders
-from librobot.bench._loaders import Task
+from librobot.bench._loaders import WARM_BATCHES, Task
 from librobot.bench._process_memory import own_mebibytes
 from librobot.bench._rows import Row
 from librobot.data.sampler import whole_batch
 
 SETTLED = 0.3
 """The share of the samples after which every file is open and every buffer has its size."""
-POINTS = 400
-"""Most of them that a line is fitted to."""
+SECONDS = 1.0
+"""Between two measurements, each of which takes some milliseconds."""
+LEAST = 3
+"""Measurements that a line needs."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """What a process had, in MiB, after so many samples; `rate` of them were made in a second."""
+    """What a process had, in MiB, after so many samples; `rate` of them were made in a second, for
+    `milliseconds` each on the clock that counts."""
 
     samples: Sequence[int]
     memory: Sequence[float]
     rate: float
+    milliseconds: float
 
     def row(self, name: str) -> Row:
         """The memory after an hour at this rate, by the slope, beside that when everything was open."""
         begin = int(SETTLED * len(self.samples))
         x, y = np.array(self.samples[begin:]), np.array(self.memory[begin:])
-        kept = np.linspace(0, len(x) - 1, min(POINTS, len(x))).astype(int)
-        slope, _, low, high = (1000 * float(value) for value in theilslopes(y[kept], x[kept], alpha=0.95))
+        slope, _, low, high = (1000 * float(value) for value in theilslopes(y, x, alpha=0.95))
         level = float(np.median(y[: max(1, len(y) // 3)]))
         hour = 3600 * self.rate
         return Row(
@@ -51,36 +55,50 @@ class Series:
 
 
 def measure_memory(root: Path, arguments: argparse.Namespace) -> Row:
-    """One worker's own memory after each of its batches, for `--memory-seconds`; a plot beside the JSON."""
+    """One worker's own memory when a batch is whole, for `--memory-seconds`; a plot beside the JSON."""
     task = Task(root, 1, None, arguments.batch_size, 1)
     lap = _loaders.sample_order(root, "shuffle", 1 << 40, task.batch_size, 1)
     order = lap * 1000  # more than there is time for
-    series = watched(
-        _loaders.ours(task, order, "none", Path(), collate=weighed), task.batch_size, arguments.memory_seconds
-    )
+    batches = iter(_loaders.ours(task, order, "none", Path(), collate=Weighed()))
+    series = watched(batches, task.batch_size, arguments.memory_seconds, time.perf_counter)
     plot({"librobot": series}, arguments.output.with_name(f"{arguments.output.stem}_memory.png"))
     return series.row("a worker's memory")
 
 
-def weighed(batch: Any) -> tuple[Any, float]:
-    """In the worker, when a batch is whole: with the worker's own memory."""
-    return whole_batch(batch), own_mebibytes()
+class Weighed:
+    """The collate in a worker: a batch, and about every second the memory of the first worker beside it."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+
+    def __call__(self, batch: Any) -> tuple[Any, float | None]:
+        worker, now = get_worker_info(), time.monotonic()
+        if (worker is not None and worker.id) or now - self.last < SECONDS:
+            return whole_batch(batch), None
+        self.last = now
+        return whole_batch(batch), own_mebibytes()
 
 
-def watched(batches: Iterable[tuple[Any, float]], batch_size: int, seconds: float) -> Series:
-    """Take batches for so long."""
+def watched(
+    batches: Iterator[tuple[Any, float | None]],
+    batch_size: int,
+    seconds: float,
+    spent: Callable[[], float],
+) -> Series:
+    """Take batches for so long, after those that the workers had ready; `spent` is the clock that counts."""
+    for _ in range(WARM_BATCHES):
+        next(batches)
+    samples: list[int] = []
     memory: list[float] = []
-    times: list[float] = []
-    taken: Iterator[tuple[Any, float]] = iter(batches)
-    deadline = time.perf_counter() + seconds
-    while len(memory) < 10 or time.perf_counter() < deadline:
-        memory.append(next(taken)[1])
-        times.append(time.perf_counter())
-    return Series(
-        [batch_size * (number + 1) for number in range(len(memory))],
-        memory,
-        batch_size * (len(times) - 1) / (times[-1] - times[0]),
-    )
+    count, begun, start = 0, time.perf_counter(), spent()
+    while len(memory) < LEAST or time.perf_counter() - begun < seconds:
+        _, held = next(batches)
+        count += batch_size
+        if held is not None:
+            samples.append(count)
+            memory.append(held)
+    per_sample = 1000 * (spent() - start) / count
+    return Series(samples, memory, count / (time.perf_counter() - begun), per_sample)
 
 
 def plot(series: dict[str, Series], path: Path) -> None:

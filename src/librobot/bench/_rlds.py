@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from librobot.bench import _loaders
-from librobot.bench._data_memory import Series, plot, weighed
+from librobot.bench._data_memory import LEAST, SECONDS, Series, Weighed, plot, watched
 from librobot.bench._footage import FPS, JOINTS, TASKS, motion, view
 from librobot.bench._loaders import HORIZON, WARM_BATCHES, Task
 from librobot.bench._rows import Row
@@ -29,6 +26,8 @@ SIDE = 256
 CAMERAS = ("primary", "wrist")
 QUALITY = 95
 LENGTH = 120
+SAMPLES = 1_000_000
+"""More than there is time for."""
 
 
 def write_rlds(root: Path, *, episodes: int) -> None:
@@ -64,12 +63,12 @@ def measure_rlds(arguments: argparse.Namespace, cache_dir: Path) -> list[Row]:
     source = RldsSource(root, export_dir=cache_dir / "rlds")
     total = int(source.episode_lengths.sum())
     task = Task(root, 1, None, arguments.batch_size, arguments.num_workers)
-    sides: tuple[list[tuple[Series, float]], list[tuple[Series, float]]] = ([], [])
+    sides: tuple[list[Series], list[Series]] = ([], [])
     for _ in range(arguments.rounds):
         sides[1].append(peer(task, total, arguments))
         sides[0].append(ours(task, source, total, arguments))
-    own, other = (statistics.median(per_sample for _, per_sample in side) for side in sides)
-    series = {"librobot, a worker": sides[0][-1][0], "tfds": sides[1][-1][0]}
+    own, other = (statistics.median(one.milliseconds for one in side) for side in sides)
+    series = {"librobot, a worker": sides[0][-1], "tfds": sides[1][-1]}
     plot(series, arguments.output.with_name(f"{arguments.output.stem}_rlds_memory.png"))
     held = [float(np.median(one.memory)) for one in series.values()]
     unit = f"ms{' CPU' if arguments.clock == 'cpu' else ''}/sample"
@@ -82,28 +81,18 @@ def measure_rlds(arguments: argparse.Namespace, cache_dir: Path) -> list[Row]:
     ]
 
 
-def ours(task: Task, source: RldsSource, total: int, arguments: argparse.Namespace) -> tuple[Series, float]:
-    """A worker's memory, and milliseconds per sample."""
+def ours(task: Task, source: RldsSource, total: int, arguments: argparse.Namespace) -> Series:
     lengths = source.episode_lengths
     windows = Windows(lengths, list(range(len(lengths))), horizon=HORIZON, obs_steps=1)
     random = np.random.default_rng(0)
-    order = np.concatenate([random.permutation(total) for _ in range(1 + 10_000_000 // total)]).tolist()
-    loader = _loaders.loader(WindowDataset(source, windows), task, order, collate_fn=weighed)
-    made: Iterator[Any] = iter(loader)
-    for _ in range(WARM_BATCHES):
-        next(made)
-    spent = _loaders.clock_of(made, arguments.clock)
-    memory: list[float] = []
-    begun, start = time.perf_counter(), spent()
-    while time.perf_counter() - begun < arguments.rlds_seconds:
-        memory.append(next(made)[1])
-    count, seconds = len(memory) * task.batch_size, time.perf_counter() - begun
-    per_sample = 1000 * (spent() - start) / count
-    every = max(1, task.num_workers)  # workers take turns
-    return series_of(memory[::every], every * task.batch_size, count / seconds), per_sample
+    order = np.concatenate([random.permutation(total) for _ in range(1 + SAMPLES // total)]).tolist()
+    loader = _loaders.loader(WindowDataset(source, windows), task, order, collate_fn=Weighed())
+    batches = iter(loader)
+    spent = _loaders.clock_of(batches, arguments.clock)
+    return watched(batches, task.batch_size, arguments.rlds_seconds, spent)
 
 
-def peer(task: Task, total: int, arguments: argparse.Namespace) -> tuple[Series, float]:
+def peer(task: Task, total: int, arguments: argparse.Namespace) -> Series:
     """The same of TFDS, in a process that imports tensorflow."""
     asked = {
         "root": str(task.root),
@@ -113,6 +102,8 @@ def peer(task: Task, total: int, arguments: argparse.Namespace) -> tuple[Series,
         "threads": max(1, task.num_workers),
         "buffer": total,
         "warm_batches": WARM_BATCHES,
+        "every": SECONDS,
+        "least": LEAST,
         "seconds": arguments.rlds_seconds,
         "clock": arguments.clock,
     }
@@ -120,9 +111,4 @@ def peer(task: Task, total: int, arguments: argparse.Namespace) -> tuple[Series,
     log = arguments.output.with_name(f"{arguments.output.stem}_tfds.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     run_with_tensorflow("librobot.bench._tfds_peer", [json.dumps(asked)], log, line=said.append)
-    found = json.loads(said[-1])
-    return series_of(found["memory"], task.batch_size, found["rate"]), found["milliseconds"]
-
-
-def series_of(memory: list[float], step: int, rate: float) -> Series:
-    return Series([step * (number + 1) for number in range(len(memory))], memory, rate)
+    return Series(**json.loads(said[-1]))

@@ -3,8 +3,8 @@
     python -m librobot.bench._tfds_peer '{"root": ..., "cameras": ..., ...}'     see `_rlds.peer`
 
 As the loaders of Open X-Embodiment do it: whole episodes with their pictures still encoded, chunks of
-actions, steps out of a shuffle buffer, pictures decoded behind it, batches. Prints the memory after each
-batch, milliseconds of a sample, and samples a second, as JSON.
+actions, steps out of a shuffle buffer, pictures decoded behind it, batches. Prints what a
+`_data_memory.Series` holds, as JSON.
 """
 
 from __future__ import annotations
@@ -69,13 +69,18 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     for _ in range(task["warm_batches"]):
         next(made)
     spent = time.perf_counter if task["clock"] == "wall" else time.process_time
+    samples: list[int] = []
     memory: list[float] = []
-    begun, start = time.perf_counter(), spent()
-    while time.perf_counter() - begun < task["seconds"]:
+    count, weighed, begun, start = 0, 0.0, time.perf_counter(), spent()
+    while len(memory) < task["least"] or time.perf_counter() - begun < task["seconds"]:
         next(made)
-        memory.append(own_mebibytes())
-    count = len(memory) * task["batch_size"]
+        count += task["batch_size"]
+        if time.monotonic() - weighed >= task["every"]:
+            weighed = time.monotonic()
+            samples.append(count)
+            memory.append(own_mebibytes())
     return {
+        "samples": samples,
         "memory": memory,
         "milliseconds": 1000 * (spent() - start) / count,
         "rate": count / (time.perf_counter() - begun),

@@ -262,7 +262,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--rlds-episodes", type=int, default=20, help="of 120 steps, of the one that is written"
     )
-    made.add_argument("--rlds-seconds", type=float, default=20, help="of each round and side")
+    made.add_argument("--rlds-seconds", type=float, default=30, help="of each round and side")
     made.add_argument("--memory-seconds", type=float, default=60, help="that a worker's memory is watched")
     made.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine that others use too"

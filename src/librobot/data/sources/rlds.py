@@ -153,9 +153,9 @@ class EncodedColumn:
 
     def read(self, rows: Int[np.ndarray, " n"]) -> list[UInt8[np.ndarray, "h w 3"]]:
         if self._maps is None:
-            self._maps = (
-                np.memmap(self.blob_path, np.uint8, "r"),
-                np.memmap(self.ends_path, np.int64, "r"),
+            self._maps = (  # as plain arrays, whose slices are cheaper than those of a memmap
+                np.asarray(np.memmap(self.blob_path, np.uint8, "r")),
+                np.asarray(np.memmap(self.ends_path, np.int64, "r")),
             )
         blob, ends = self._maps
         images = []
