@@ -5,7 +5,7 @@ samples as uint8 batches out of as many data workers, in turns; a row is the med
 has its best back end that works (torchcodec, else PyAV) and `return_uint8`, as in its training. Where the
 frames are 224x224, lerobot resizes them by torchvision. Rows named "blocks of k" compare librobot's
 order=blocks with lerobot's shuffle; the row "spread of batches" says what that order costs in randomness.
-RLDS is compared with TFDS and tf.data, in a process of their own; dlimp, which does the same, is not on PyPI.
+RLDS is compared with TFDS and tf.data, in a process of their own; dlimp, made of the two, has no release.
 ffmpeg, which the row "order of the files" needs, is Debian's package of that name.
 
 The dataset is written once, into --root.
@@ -36,6 +36,7 @@ from librobot.bench._rows import Row, print_rows, write_rows
 from librobot.data.block_order import batch_spread
 from librobot.data.sources.base import CacheMode
 from librobot.data.sources.lerobot import LeRobotSource
+from librobot.data.tensorflow_process import check_tensorflow
 from librobot.errors import LibrobotError, require
 from librobot.progress import ProgressBar
 
@@ -47,6 +48,7 @@ def main(options: Sequence[str]) -> list[Row]:
     """Measure, print a table, write the JSON and the plot of memory; returns the rows."""
     arguments = parser().parse_args(list(options))
     require("lerobot", "lerobot")
+    check_tensorflow()
     torch.set_num_threads(1)
     os.environ.setdefault("SVT_LOG", "1")  # the encoder's banners, one for every episode
     root = arguments.root or Path(f"outputs/bench/footage-{arguments.episodes}x{arguments.length}")

@@ -14,6 +14,12 @@ from librobot.errors import LibrobotError
 QUIET = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
+def check_tensorflow() -> None:
+    """Raises LibrobotError without the extra rlds; imports nothing."""
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        raise LibrobotError("RLDS needs tensorflow_datasets; install it with: pip install 'librobot[rlds]'")
+
+
 def run_with_tensorflow(
     module: str, arguments: Sequence[str], log: Path, *, line: Callable[[str], None] | None = None
 ) -> None:
@@ -21,8 +27,7 @@ def run_with_tensorflow(
 
     Raises LibrobotError without the extra rlds, and RuntimeError with the last line of a program that failed.
     """
-    if importlib.util.find_spec("tensorflow_datasets") is None:
-        raise LibrobotError("RLDS needs tensorflow_datasets; install it with: pip install 'librobot[rlds]'")
+    check_tensorflow()
     command = [sys.executable, "-m", module, *arguments]
     with (
         log.open("w+") as errors,
