@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from adapted_backbones import adapted
 from omegaconf import OmegaConf
 
 import tiny_models
@@ -79,6 +80,12 @@ def test_whichever_way_the_prefix_sees_itself(name, attention):
 @pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"attn_implementation": "eager"}])
 def test_recomputed_or_eager_blocks_too(options):
     assert_same(*both_ways(make("qwen2vl_tiny", **options)))
+
+
+def test_adapters_learn_the_same():
+    padded, packed = both_ways(adapted("qwen2vl_tiny", rank=4))
+    assert any("lora_B" in name for name in padded[1])
+    assert_same(padded, packed)
 
 
 def test_what_cannot_take_the_mask_says_why():
