@@ -140,16 +140,32 @@ def test_parts_of_the_loss_and_activations_are_of_both_processes(framework, trai
 
 @pytest.fixture(scope="module")
 def long(dataset, tmp_path_factory):
-    """Everything else: other meshes, and runs that go on in other numbers of processes."""
+    """The runs of one process that all others are compared with."""
     folder = tmp_path_factory.mktemp("long")
-    first, second, third, fourth, fifth = [], [], [], [], []
+    jobs = [alone(framework, folder / framework / "cpu", WITH_EMA) for framework in FRAMEWORKS]
+    together(dataset, folder, [stage(1, jobs)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def meshes(dataset, long):
+    """Other meshes."""
+    two, four = [], []
     for framework in FRAMEWORKS:
-        here = folder / framework
-        first += [
-            alone(framework, here / "cpu", WITH_EMA),
-            alone(framework, here / "1_to_2", WITH_EMA, steps=2),
-        ]
-        second += [job(framework, here / name, name, WITH_EMA) for name in ("hsdp", "tp")]
+        here = long / framework
+        two += [job(framework, here / name, name, WITH_EMA) for name in ("hsdp", "tp")]
+        four += [job(framework, here / f"{name}_4", name, WITH_EMA, processes=4) for name in ("hsdp", "tp")]
+    together(dataset, long / "meshes", [stage(2, two), stage(4, four)])
+    return long
+
+
+@pytest.fixture(scope="module")
+def resumed(dataset, long):
+    """Runs that go on in other numbers of processes."""
+    first, second, third, fourth = [], [], [], []
+    for framework in FRAMEWORKS:
+        here = long / framework
+        first += [alone(framework, here / "1_to_2", WITH_EMA, steps=2)]
         second += [
             job(framework, here / "2_to_1_file", "fsdp2", WITH_EMA, steps=2),
             job(framework, here / "2_to_1", "fsdp2", WITH_EMA, PARTS, steps=2),
@@ -164,11 +180,17 @@ def long(dataset, tmp_path_factory):
             for name in ("2_to_1_file", "2_to_1", "2_to_1_thread")
         ]
         fourth += [job(framework, here / "2_to_4", "hsdp", WITH_EMA, "ckpt=last", processes=4)]
-        fourth += [job(framework, here / f"{name}_4", name, WITH_EMA, processes=4) for name in ("hsdp", "tp")]
-    third += [alone("pi0", folder / "watched/cpu", *WATCHED)]
-    fifth += [job("pi0", folder / "watched" / name, name, *WATCHED) for name in ("ddp", "fsdp2", "tp")]
-    stages = [stage(1, first), stage(2, second), stage(1, third), stage(4, fourth), stage(2, fifth)]
-    together(dataset, folder, stages)
+    stages = [stage(1, first), stage(2, second), stage(1, third), stage(4, fourth)]
+    together(dataset, long / "resumed", stages)
+    return long
+
+
+@pytest.fixture(scope="module")
+def watched(dataset, tmp_path_factory):
+    """Runs with episodes, validation and statistics."""
+    folder = tmp_path_factory.mktemp("watched")
+    both = [job("pi0", folder / name, name, *WATCHED) for name in ("ddp", "fsdp2", "tp")]
+    together(dataset, folder, [stage(1, [alone("pi0", folder / "cpu", *WATCHED)]), stage(2, both)])
     return folder
 
 
@@ -176,34 +198,36 @@ def long(dataset, tmp_path_factory):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["hsdp", "tp", "hsdp_4", "tp_4"])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_other_meshes_have_the_losses_of_one_process(framework, name, long):
-    assert_same_losses(long / framework / name, long / framework / "cpu")
-    assert_same_end(long / framework / name, long / framework / "cpu")
+def test_other_meshes_have_the_losses_of_one_process(framework, name, meshes):
+    assert_same_losses(meshes / framework / name, meshes / framework / "cpu")
+    assert_same_end(meshes / framework / name, meshes / framework / "cpu")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["2_to_1_file", "2_to_1", "2_to_1_thread", "2_to_4", "tp_to_fsdp2"])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_other_numbers_of_processes_go_on_with_a_run(framework, name, long):
-    assert_same_losses(long / framework / name, long / framework / "cpu")
-    assert_same_end(long / framework / name, long / framework / "cpu")
-    assert [path.name for path in (long / framework / name / "checkpoints").iterdir()] == ["last.ckpt"]
+def test_other_numbers_of_processes_go_on_with_a_run(framework, name, resumed):
+    assert_same_losses(resumed / framework / name, resumed / framework / "cpu")
+    assert_same_end(resumed / framework / name, resumed / framework / "cpu")
+    assert [path.name for path in (resumed / framework / name / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_sharded_checkpoint_acts_as_its_consolidated_file(framework, long, tmp_path):
-    run = long / framework / "1_to_2"
-    assert_same_losses(run, long / framework / "cpu")
+def test_a_sharded_checkpoint_acts_as_its_consolidated_file(framework, resumed, tmp_path):
+    run = resumed / framework / "1_to_2"
+    assert_same_losses(run, resumed / framework / "cpu")
     assert (run / LAST).is_symlink()
     assert {path.name[:10] for path in (run / "checkpoints").iterdir()} == {".last.ckpt", "last.ckpt"}
     output = consolidate(str(run), str(tmp_path / "one.ckpt"))
     np.testing.assert_array_equal(acted(output), acted(run))  # which reads the folder
-    assert_same_actions(output, long / framework / "cpu", tolerance=0.01)
+    assert_same_actions(output, resumed / framework / "cpu", tolerance=0.01)
     check_checkpoint(run / LAST, Policy.from_checkpoint(output, "cpu").framework)
-    other = Policy.from_checkpoint(long / ("act" if framework == "pi0" else "pi0") / "cpu", "cpu").framework
+    other = Policy.from_checkpoint(
+        resumed / ("act" if framework == "pi0" else "pi0") / "cpu", "cpu"
+    ).framework
     with pytest.raises(LibrobotError, match=r"last\.ckpt: .*missing: .*unexpected: "):
         check_checkpoint(run / LAST, other)
 
@@ -211,9 +235,9 @@ def test_a_sharded_checkpoint_acts_as_its_consolidated_file(framework, long, tmp
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "tp"])
-def test_episodes_validation_and_gradient_norms_in_two_processes(name, long):
-    ours, theirs = rows(long / "watched" / name), rows(long / "watched/cpu")
-    assert_same_losses(long / "watched" / name, long / "watched/cpu")
+def test_episodes_validation_and_gradient_norms_in_two_processes(name, watched):
+    ours, theirs = rows(watched / name), rows(watched / "cpu")
+    assert_same_losses(watched / name, watched / "cpu")
     columns = {"eval/success": 0.26, "grad_norm/all": 1e-3}
     if name == "tp":  # otherwise each process validates other samples with the same noise
         columns["val/loss"] = 1e-4
