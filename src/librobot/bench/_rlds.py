@@ -75,7 +75,13 @@ def measure_rlds(arguments: argparse.Namespace, cache_dir: Path) -> list[Row]:
     name = f"tfds, shuffle buffer of {total}"
     return [
         Row(f"RLDS, {len(CAMERAS)} JPEGs of {SIDE}x{SIDE}, random order", own, other, name, unit, 1.0),
-        Row("RLDS, memory of all workers", held[0] * max(1, task.num_workers), held[1], name, "MiB"),
+        Row(
+            "RLDS, memory of all workers (each with what it was forked with)",
+            held[0] * max(1, task.num_workers),
+            held[1],
+            name,
+            "MiB",
+        ),
         series["librobot, a worker"].row("RLDS, a worker's memory"),
         series["tfds"].row("RLDS, the memory of tfds"),
     ]
