@@ -66,7 +66,17 @@ def peak_of_a_run(config: Path) -> int:
 
 def test_the_report_says_what_the_process_has(monkeypatch):
     monkeypatch.setattr("librobot.training.estimates.process.runtime", lambda cfg: 800_000_000)
-    cfg = compose([*RUN, "framework=pi0", "robot=so100", "data.num_workers=2", "data.prefetch_factor=3"])
+    cfg = compose(
+        [
+            *RUN,
+            "framework=pi0",
+            "robot=so100",
+            "data.root=unread",
+            "run_dir=unused",
+            "data.num_workers=2",
+            "data.prefetch_factor=3",
+        ]
+    )
     found = estimate(cfg, process=True)
     assert found.process == ProcessMemory(8e8, found.cost.peak, found.cost.batch, 6 * found.cost.batch, 2)
     console = Console(record=True, width=400)
