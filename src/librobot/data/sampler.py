@@ -127,7 +127,10 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """A DataLoader that can say where it is, so that Lightning does not warn that it cannot."""
+    """A DataLoader that can say where it is, so that Lightning does not warn that it cannot.
+
+    Raises RuntimeError where a worker was killed, also while it handed over a batch.
+    """
 
     sampler: EpochSampler
 
@@ -138,6 +141,20 @@ class ResumableLoader(DataLoader[Batch]):
             dataset, batch_size=sampler.batch_size, sampler=sampler, collate_fn=whole_batch, **options
         )
         self._state = state
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (ConnectionError, EOFError) as error:
+                raise RuntimeError(
+                    "A data worker exited or was killed while it handed over a batch (is memory short? lower "
+                    "data.num_workers or data.batch_size); ckpt=last goes on at this batch"
+                ) from error
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         return self._state()
