@@ -174,11 +174,6 @@ def check_machine(trainer: Mapping[str, Any]) -> None:
             f"trainer.precision={trainer['precision']}: 8-bit products come beside a precision; take "
             f"trainer.precision=bf16-mixed 'callbacks=[default,compute]' callbacks.compute.fp8=true"
         )
-    if "fp8" in str(trainer.get("precision", "")):
-        raise LibrobotError(
-            f"trainer.precision={trainer['precision']}: 8-bit products come beside a precision; take "
-            f"trainer.precision=bf16-mixed 'callbacks=[default,compute]' callbacks.compute.fp8=true"
-        )
     strategy: Any = trainer.get("strategy")
     target = str(strategy.get("_target_", "") if isinstance(strategy, Mapping) else strategy or "")
     name = target.rpartition(".")[2]
