@@ -177,7 +177,8 @@ def first_batch(root: Path, num_workers: int, backend: str | None) -> None:
     if backend is not None:
         importlib.import_module("lerobot.datasets.lerobot_dataset")
         start = time.perf_counter()
-        next(iter(peer(task, range(task.batch_size * 8), backend)))
+        shuffled = np.random.default_rng(0).permutation(read_info(root)["total_frames"])
+        next(iter(peer(task, shuffled[: task.batch_size * 8].tolist(), backend)))
         print(time.perf_counter() - start)
         return
     start = time.perf_counter()

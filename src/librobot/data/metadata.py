@@ -170,7 +170,7 @@ def _read_episodes(root: Path, total: int) -> dict[str, np.ndarray]:
         ]
         tables.append(file.read(columns=names))
     table = pa.concat_tables(tables, promote_options="default")
-    episodes = {name: table[name].to_numpy() for name in table.column_names}
+    episodes = {name: as_numpy(table[name]) for name in table.column_names}
     for column in ("episode_index", "length"):
         if column not in episodes:
             raise LibrobotError(f"{folder}: no column {column!r}; {nearest(column, episodes)}")
@@ -180,3 +180,12 @@ def _read_episodes(root: Path, total: int) -> dict[str, np.ndarray]:
             f"found {len(table)} rows: {episodes['episode_index'][:8]}..."
         )
     return episodes
+
+
+def as_numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """The column's values. Numbers come without pyarrow's own way, which imports pandas."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    kind = array.type
+    if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not array.null_count:
+        return np.from_dlpack(array).copy()
+    return array.to_numpy(zero_copy_only=False)

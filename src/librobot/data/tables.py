@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 
 from librobot.data.images import decode_image
 from librobot.data.local_cache import LocalCache
-from librobot.data.metadata import Metadata, open_parquet
+from librobot.data.metadata import Metadata, as_numpy, open_parquet
 from librobot.errors import LibrobotError, nearest
 
 ROW_GROUP_BYTES = 64 * 2**20
@@ -45,7 +45,7 @@ def read_columns(metadata: Metadata, columns: Sequence[str]) -> dict[str, np.nda
                 f"{path}: damaged ({error}); expected the frames of episodes {episodes[0]} to "
                 f"{episodes[-1]}. Copy the file again"
             ) from error
-        _check_frames(path, table["episode_index"].to_numpy(), episodes, metadata.lengths)
+        _check_frames(path, as_numpy(table["episode_index"]), episodes, metadata.lengths)
         for column in columns:
             values = _to_numpy(table[column], path, column)
             if column not in arrays:
@@ -78,11 +78,11 @@ def _to_numpy(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise LibrobotError(f"{path}: row {row}: {name} is empty; every frame must have a value")
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        flat = as_numpy(column.combine_chunks().flatten())
         if len(column) and len(flat) % len(column):
             raise LibrobotError(f"{path}: {name}: its {len(column)} vectors differ in length")
         return flat.reshape(len(column), -1)
-    return column.to_numpy()
+    return as_numpy(column)
 
 
 class ImageColumn:
