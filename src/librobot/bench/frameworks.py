@@ -62,8 +62,7 @@ SMALL_PALIGEMMA = [
 ]  # fmt: skip
 EIGHTH_PALIGEMMA = [
     *SMALL_PALIGEMMA,
-    "vlm.config.text_config.intermediate_size=2048", "vlm.config.text_config.num_attention_heads=1",
-    "vlm.config.text_config.head_dim=256", "vlm.config.vision_config.intermediate_size=538",
+    "vlm.config.text_config.intermediate_size=2048", "vlm.config.vision_config.intermediate_size=538",
     "vlm.config.vision_config.num_hidden_layers=9",
 ]  # fmt: skip
 SMALL_SMOLVLM = [  # a quarter of the widths, half of the layers that SmolVLA keeps, the same tokens
