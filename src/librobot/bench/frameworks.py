@@ -7,9 +7,8 @@ agree. A training step is the loss, its gradients and one step of the same AdamW
 What sampling pi0 can gain depends on the prefix, which both sides compute once. The published model (three
 pictures of 256 tokens, 50 actions, 10 steps) spends 91% of its multiplications there, and 46 of 73 ms on an
 RTX 4090 (Black et al. 2024, table I). `pi0` and `pi05` here have two pictures, an MLP of 4 instead of 8 times
-the language model's width and heads of 32 instead of 256 dimensions: 72% of the multiplications and about 58%
-of lerobot's time on one CPU thread, near the published share of time. `pi0_as_published` has the published
-shape in an eighth of all widths and a third of the layers: 85% of the multiplications.
+the language model's width and heads of 32 instead of 256 dimensions: 72%. `pi0_as_published` has an eighth of
+all widths and a third of the layers: 85%.
 """
 
 from __future__ import annotations
