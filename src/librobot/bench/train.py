@@ -2,12 +2,16 @@
 
 All variants train the same model from the same seed on the same batches, in this one process, in turns: each
 round runs every variant once, in an order that is turned round by one each time, beside a run without any
-callback. The median of the rounds' ratios counts. Checkpoints are saved every `--save-every` steps.
+callback. The median of the rounds' ratios counts.
+
+Checkpoints are saved every `--save-every` steps. What they cost is too little for that: it is told from the
+steps of one run, the half of those between two saves that begins with a save beside the other half.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import statistics
 import tempfile
@@ -22,12 +26,14 @@ from librobot.bench._rows import Row, print_rows, write_rows
 from librobot.bench.step import MODELS, StepTimer, loader, make_batches, make_framework, mean_step
 from librobot.config.build import build_trainer
 from librobot.config.compose import compose
+from librobot.errors import LibrobotError
 from librobot.training.callbacks.checkpoints import SaveCheckpoints
 from librobot.types import Batch
 
 OUTPUT = Path("outputs/bench/train.json")
 HORIZON = 10
-BARE, ASYNCHRONOUS = "bare", "checkpoints, asynchronous"
+BARE, SYNCHRONOUS, ASYNCHRONOUS = "bare", "checkpoints", "checkpoints, asynchronous"
+SAVING = (SYNCHRONOUS, ASYNCHRONOUS)
 BASE = ["callbacks=progress", "logger=none"]
 
 
@@ -48,7 +54,7 @@ VARIANTS = {
     "parts of the loss": without("action_errors", "gradients", "activations", "throughput", "utilisation"),
     "activations": without("action_errors", "gradients", "losses", "throughput", "utilisation"),
     "default callbacks and CSV": ["callbacks=default", "logger=csv"],
-    "checkpoints": ["callbacks=progress", "logger=none"],
+    SYNCHRONOUS: ["callbacks=progress", "logger=none"],
     ASYNCHRONOUS: ["callbacks=progress", "logger=none"],
 }
 GOALS = {ASYNCHRONOUS: 1.02}
@@ -71,9 +77,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--framework", default="act", choices=sorted(MODELS))
     made.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     made.add_argument("--batch-size", type=int, default=64)
-    made.add_argument("--steps", type=int, default=100, help="measured steps in a round")
+    made.add_argument("--steps", type=int, default=200, help="measured steps in a round")
     made.add_argument("--warmup", type=int, default=5, help="steps before them")
-    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--save-every", type=int, default=50, help="steps between two checkpoints")
     made.add_argument("--output", type=Path, default=OUTPUT)
     made.add_argument("overrides", nargs="*", help="of the configuration: vlm.num_layers=4")
@@ -84,10 +90,14 @@ def measure(variants: Sequence[str], arguments: argparse.Namespace) -> list[Row]
     """A row for each variant: the median ratio of the rounds, and the step times that it means."""
     batches = make_batches(arguments.batch_size, horizon=HORIZON, count=8)
     times: dict[str, list[float]] = {name: [] for name in (BARE, *variants)}
+    saves: dict[str, list[tuple[float, float]]] = {name: [] for name in variants if name in SAVING}
     for number in range(arguments.rounds):
         order = [BARE, *variants]
         for name in order[number % len(order) :] + order[: number % len(order)]:
-            times[name].append(one_round(name, batches, arguments))
+            ends = one_round(name, batches, arguments)
+            times[name].append(mean_step(ends, arguments.warmup))
+            if name in SAVING:
+                saves[name] += between_saves(ends, arguments.save_every)
         print(
             f"round {number + 1}/{arguments.rounds}: "
             + ", ".join(f"{name} {own[-1]:.2f} ms" for name, own in times.items()),
@@ -96,20 +106,42 @@ def measure(variants: Sequence[str], arguments: argparse.Namespace) -> list[Row]
     bare = statistics.median(times[BARE])
     rows = []
     for name in variants:
+        if name in SAVING:
+            rows.append(row_of_saves(name, saves[name]))
+            continue
         ratio = statistics.median(own / base for own, base in zip(times[name], times[BARE], strict=True))
         rows.append(Row(name, ratio * bare, bare, "no callback, no logger", "ms", GOALS.get(name)))
     return rows
 
 
-def one_round(name: str, batches: list[Batch], arguments: argparse.Namespace) -> float:
-    """Mean step time of a variant, in milliseconds."""
+def between_saves(ends: Sequence[float], every: int) -> list[tuple[float, float]]:
+    """(ms of all steps, ms of those far from a save), means of the stretch from each save to the next.
+    `ends` are the steps' in seconds; a save comes at the end of every `every`-th."""
+    steps = [1000 * (b - a) for a, b in itertools.pairwise(ends)]  # the first is step 2
+    found = []
+    for start in range(every - 1, len(steps) - every + 1, every):
+        near, far = steps[start : start + every // 2], steps[start + every // 2 : start + every]
+        found.append((statistics.fmean(near + far), statistics.fmean(far)))
+    return found
+
+
+def row_of_saves(name: str, found: Sequence[tuple[float, float]]) -> Row:
+    if not found:
+        raise LibrobotError(f"{name}: no stretch between two saves; raise --steps or lower --save-every")
+    far = statistics.median(pair[1] for pair in found)
+    ratio = statistics.median(whole / rest for whole, rest in found)
+    return Row(name, ratio * far, far, "the same run's steps far from a save", "ms", GOALS.get(name))
+
+
+def one_round(name: str, batches: list[Batch], arguments: argparse.Namespace) -> list[float]:
+    """When each step of a variant ends, in seconds."""
     with tempfile.TemporaryDirectory(prefix="librobot-bench-") as folder:
         cfg = configuration(name, folder, arguments)
         framework = make_framework(cfg)
         trainer: Trainer = build_trainer(cfg)
         timer = StepTimer()
         trainer.callbacks.append(timer)  # type: ignore[attr-defined]
-        if name.startswith("checkpoints"):
+        if name in SAVING:
             saving = SaveCheckpoints(
                 f"{folder}/checkpoints",
                 every_n_steps=arguments.save_every,
@@ -117,7 +149,7 @@ def one_round(name: str, batches: list[Batch], arguments: argparse.Namespace) ->
             )
             trainer.callbacks.append(saving)  # type: ignore[attr-defined]
         trainer.fit(framework, train_dataloaders=loader(batches))
-    return mean_step(timer.ends, arguments.warmup)
+    return timer.ends
 
 
 def configuration(name: str, folder: str, arguments: argparse.Namespace) -> DictConfig:
