@@ -183,9 +183,9 @@ def _read_episodes(root: Path, total: int) -> dict[str, np.ndarray]:
 
 
 def as_numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """The column's values. Numbers come without pyarrow's own way, which imports pandas."""
+    """The column's values, to be read. Numbers come without pyarrow's own way, which imports pandas."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     kind = array.type
     if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not array.null_count:
-        return np.from_dlpack(array).copy()
+        return np.from_dlpack(array)
     return array.to_numpy(zero_copy_only=False)

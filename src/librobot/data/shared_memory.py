@@ -35,16 +35,12 @@ class _Segment:
 
 
 class _Loan:
-    """One use of a segment, from its filling until the training process drops what it received."""
+    """One use of a segment as `array`, from its filling until the training process drops what it received."""
 
-    def __init__(self, segment: _Segment, shape: Sequence[int]) -> None:
-        self.segment, self.sent = segment, False
+    def __init__(self, segment: _Segment, array: np.ndarray) -> None:
+        self.segment, self.array, self.sent = segment, weakref.ref(array), False
         segment.memory[0] = IN_USE
-        array = _pictures(segment.memory, shape)
         weakref.finalize(array, self.end).atexit = False
-        self.array = weakref.ref(array)
-        self.keep: np.ndarray | None = array
-        """Until `empty` hands it out."""
 
     def end(self) -> None:
         if not self.sent:
@@ -77,10 +73,8 @@ class _Pool:
         if segment is None:
             segment = _Segment(size)
             self.segments.append(segment)
-        loan = _Loan(segment, shape)
-        array, loan.keep = loan.keep, None
-        assert array is not None
-        self.loans[array.ctypes.data] = loan
+        array = _pictures(segment.memory, shape)
+        self.loans[array.ctypes.data] = _Loan(segment, array)
         return array
 
 
