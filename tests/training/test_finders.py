@@ -11,6 +11,7 @@ from small_runs import tiny, train
 from librobot.config.compose import compose, read, write
 from librobot.errors import LibrobotError
 from librobot.training import finders
+from librobot.training.estimates import before
 from librobot.training.estimates.estimate import estimate
 
 
@@ -41,14 +42,14 @@ def test_the_largest_batch_that_fits(monkeypatch, capsys):
         return SimpleNamespace(devices=[device])
 
     monkeypatch.setattr(finders, "estimate", estimated)
-    monkeypatch.setattr(finders, "host_memory", lambda: 0.02)
+    monkeypatch.setattr(before, "host_memory", lambda: 0.02)
     assert finders.find_batch_size(cfg) == 85  # of (18 - 1) / 0.2
-    monkeypatch.setattr(finders, "host_memory", lambda: 0.04)
+    monkeypatch.setattr(before, "host_memory", lambda: 0.04)
     size = finders.find_batch_size(cfg)
     assert 150 < size < 175
     assert estimated(cfg, None).devices[0].peak <= 0.9 * 0.04e9
     assert f"data.batch_size={size} takes" in capsys.readouterr().out
-    monkeypatch.setattr(finders, "host_memory", lambda: 1e-6)
+    monkeypatch.setattr(before, "host_memory", lambda: 1e-6)
     with pytest.raises(LibrobotError, match="one sample takes"):
         finders.find_batch_size(cfg)
 
@@ -57,7 +58,7 @@ def test_the_largest_batch_that_fits(monkeypatch, capsys):
 def test_the_largest_batch_that_fits_by_real_estimates(dataset, tmp_path, monkeypatch):
     cfg = configuration(dataset, tmp_path, "trainer.accelerator=cpu")
     free = 0.04
-    monkeypatch.setattr(finders, "host_memory", lambda: free)
+    monkeypatch.setattr(before, "host_memory", lambda: free)
     size = finders.find_batch_size(cfg)
     assert size > 4
     peaks = []

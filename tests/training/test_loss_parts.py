@@ -6,31 +6,14 @@ import numpy as np
 import pytest
 import torch
 from small_runs import fit, rows
+from two_robots import TwoRobots
 
 from librobot import losses
 from librobot.errors import LibrobotError
-from librobot.frameworks.base import Framework
 from librobot.frameworks.rt2 import RT2
 from librobot.training.callbacks.losses import LossParts
 
 EVERY = ["callbacks=[default,statistics]", "callbacks.losses.every_n_steps=1"]
-
-
-class TwoRobots(Framework):
-    """Only what the callback asks of a policy: an arm with one dimension, a hand with two."""
-
-    def __init__(self):
-        torch.nn.Module.__init__(self)
-        arm, hand = (
-            SimpleNamespace(name=name, action=[SimpleNamespace(name=dim) for dim in dims])
-            for name, dims in (("arm", ["lift"]), ("hand", ["open", "turn"]))
-        )
-        self.robots = SimpleNamespace(specs=(arm, hand), ids=lambda ids: ids)
-        self.spec, self.head = SimpleNamespace(action_dim=2), torch.nn.Identity()
-        self.logged = {}
-
-    def log(self, name, value):
-        self.logged[name] = value
 
 
 class Sums:

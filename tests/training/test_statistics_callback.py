@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from small_runs import fit, rows
+from two_robots import TwoRobots
 
 from librobot.errors import LibrobotError
-from librobot.frameworks.base import Framework
 from librobot.training.callbacks.statistics import ActionErrors, GradientNorms, Throughput
 
 WITH = ["callbacks=[default,statistics]"]
@@ -36,25 +36,6 @@ def test_a_run_logs_them_only_when_asked(dataset, tmp_path):
     assert float(row["grad_norm/all"]) == pytest.approx(sum(part**2 for part in parts) ** 0.5, rel=1e-4)
     assert 0 <= float(row["speed/data_wait"]) < 1
     assert float(row["speed/samples_per_second"]) > 0
-
-
-class TwoRobots(Framework):
-    """Only what the callback asks of a policy."""
-
-    def __init__(self):
-        torch.nn.Module.__init__(self)
-        arm, hand = (
-            SimpleNamespace(name=name, action=[SimpleNamespace(name=dim) for dim in dims])
-            for name, dims in (("arm", ["lift"]), ("hand", ["open", "turn"]))
-        )
-        self.robots, self.spec = (
-            SimpleNamespace(specs=(arm, hand), ids=lambda ids: ids),
-            SimpleNamespace(action_dim=2),
-        )
-        self.logged = {}
-
-    def log(self, name, value, sync_dist):
-        self.logged[name] = float(value)
 
 
 def test_errors_are_means_of_each_robots_real_dimensions():

@@ -21,7 +21,7 @@ from librobot.bench import _lerobot_fast as fast
 from librobot.errors import require
 from librobot.frameworks.base import Framework
 from librobot.interchange.lerobot import policy_module
-from librobot.interchange.lerobot.folder import STATE, features_of, write_folder
+from librobot.interchange.lerobot.folder import STATE, write_folder
 from librobot.policy import Policy
 from librobot.types import Batch
 
@@ -117,7 +117,6 @@ def gemma_expert(type_name: str) -> Callable[[Framework], nn.Module]:
     """pi0 and pi0.5, whose sizes lerobot fixes in its code: they are put in while it is built."""
 
     def build(ours: Any) -> nn.Module:
-        from lerobot.configs.types import FeatureType, PolicyFeature
         from lerobot.policies import pi_gemma
 
         module = importlib.import_module(f"lerobot.policies.{type_name}.modeling_{type_name}")
@@ -150,14 +149,7 @@ def gemma_expert(type_name: str) -> Callable[[Framework], nn.Module]:
                 head_dim=text.head_dim,
             )
 
-        spec, features = ours.spec, features_of(ours.spec)
-        options = {
-            key: {
-                name: PolicyFeature(FeatureType[own["type"]], tuple(own["shape"]))
-                for name, own in each.items()
-            }
-            for key, each in features.items()
-        }
+        spec = ours.spec
         side = config.vision_config.image_size
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(module, "get_gemma_config", variant))
@@ -170,7 +162,7 @@ def gemma_expert(type_name: str) -> Callable[[Framework], nn.Module]:
                 )
             policy = getattr(module, f"{type_name.upper()}Policy")(
                 getattr(configs, f"{type_name.upper()}Config")(
-                    **options,
+                    **backbones.policy_features(spec),
                     chunk_size=ours.horizon,
                     n_action_steps=ours.horizon,
                     max_state_dim=getattr(ours, "state_width", spec.state_dim),

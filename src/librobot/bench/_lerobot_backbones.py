@@ -20,27 +20,32 @@ from librobot.heads.base import hold_last
 from librobot.interchange.gr00t_weights import weight_map as groot_weights
 from librobot.interchange.lerobot.folder import features_of
 from librobot.interchange.lerobot.smolvla import weight_map as smolvla_weights
-from librobot.types import Batch
+from librobot.types import Batch, RobotSpec
 
 SEEN = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
 ACTED = ("state", "action", "action_mask", "embodiment_id")
 
 
+def policy_features(spec: RobotSpec) -> dict[str, dict[str, Any]]:
+    """`input_features` and `output_features` of lerobot's configurations."""
+    from lerobot.configs.types import FeatureType, PolicyFeature
+
+    return {
+        key: {
+            name: PolicyFeature(FeatureType[own["type"]], tuple(own["shape"])) for name, own in each.items()
+        }
+        for key, each in features_of(spec).items()
+    }
+
+
 def smolvla(ours: Any) -> nn.Module:
     """Its expert trains and its backbone does not, as in lerobot's own recipe and ours."""
-    from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.policies.smolvla import smolvlm_with_expert as module
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
     config = ours.vlm.model.config
     tokenizer = SimpleNamespace(fake_image_token_id=1, global_image_token_id=2)
-    options = {
-        key: {
-            name: PolicyFeature(FeatureType[own["type"]], tuple(own["shape"])) for name, own in each.items()
-        }
-        for key, each in features_of(ours.spec).items()
-    }
     side = config.vision_config.image_size
     with ExitStack() as stack:
         for name, made in (("AutoConfig", config), ("AutoProcessor", SimpleNamespace(tokenizer=tokenizer))):
@@ -48,7 +53,7 @@ def smolvla(ours: Any) -> nn.Module:
             stack.enter_context(mock.patch.object(module, name, source))
         policy = SmolVLAPolicy(
             SmolVLAConfig(
-                **options,
+                **policy_features(ours.spec),
                 chunk_size=ours.horizon,
                 n_action_steps=ours.horizon,
                 max_state_dim=ours.state_width,

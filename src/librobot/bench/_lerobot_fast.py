@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from librobot.interchange.lerobot.folder import features_of
+from librobot.bench._lerobot_backbones import policy_features
 from librobot.interchange.lerobot.pi0_fast import weight_map
 from librobot.types import Batch
 
@@ -38,7 +38,6 @@ def chunks(count: int, horizon: int, dims: int) -> Float[Tensor, "count horizon 
 
 def pi0_fast(ours: Any) -> nn.Module:
     """lerobot's policy, whose sizes its code fixes: they are put in while it is built."""
-    from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.policies.pi0_fast import modeling_pi0_fast as module
     from lerobot.policies.pi0_fast.configuration_pi0_fast import PI0FastConfig
     from lerobot.policies.pi_gemma import PaliGemmaForConditionalGenerationWithPiGemma
@@ -54,12 +53,6 @@ def pi0_fast(ours: Any) -> nn.Module:
 
     # Its end token is never found: how many tokens it writes is said.
     words = SimpleNamespace(bos_token_id=ours.vlm.vocabulary.begin, convert_tokens_to_ids=lambda text: -1)
-    options = {
-        key: {
-            name: PolicyFeature(FeatureType[own["type"]], tuple(own["shape"])) for name, own in each.items()
-        }
-        for key, each in features_of(ours.spec).items()
-    }
     side = config.vision_config.image_size
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(module, "PI0FastPaliGemma", Sized))
@@ -68,7 +61,7 @@ def pi0_fast(ours: Any) -> nn.Module:
             stack.enter_context(mock.patch.object(module, name, source))
         policy = module.PI0FastPolicy(
             PI0FastConfig(
-                **options,
+                **policy_features(ours.spec),
                 chunk_size=ours.horizon,
                 n_action_steps=ours.horizon,
                 max_state_dim=ours.spec.state_dim,

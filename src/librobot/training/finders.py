@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.tuner import Tuner
 from omegaconf import DictConfig, open_dict
 
 from librobot.errors import LibrobotError
-from librobot.training.estimates.before import gpu
-from librobot.training.estimates.chips import Chip, host_memory
+from librobot.training.estimates.before import chip_of
 from librobot.training.estimates.estimate import estimate, gigabytes, number_of_devices
 
 TRIALS = 100
@@ -70,8 +68,7 @@ def find_lr(cfg: DictConfig, trials: int = TRIALS) -> float:
 def find_batch_size(cfg: DictConfig) -> int:
     """The largest batch that fits into the free memory of the device, by estimates: memory grows by the same
     amount with each sample, so two sizes tell it, and a third one checks."""
-    on_gpu = torch.cuda.is_available() and str(cfg.trainer.accelerator) != "cpu"
-    chip = gpu() if on_gpu else Chip("cpu", host_memory(), None, None, None)
+    chip = chip_of(cfg.trainer)
     free = SAFE * chip.memory * 1e9
 
     def peak(size: int) -> float:

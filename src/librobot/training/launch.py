@@ -109,10 +109,17 @@ def train(cfg: DictConfig, prune: Path | None = None, keep: Sequence[int] = ()) 
     errors = "\n".join(note.read_text() for note in notes)
     for note in notes:
         note.unlink(missing_ok=True)
-    last = Path(cfg.run_dir) / LAST
-    if code > 128 and not errors and last.exists():  # it could not say so itself
-        print(f"go on from {last}: the same command with run_dir={cfg.run_dir} ckpt=last", file=sys.stderr)
+    run_dir = Path(cfg.run_dir)
+    if code > 128 and not errors and (run_dir / LAST).exists():  # it could not say so itself
+        print(how_to_go_on(run_dir), file=sys.stderr)
     return code, errors
+
+
+def how_to_go_on(run_dir: Path) -> str:
+    last = run_dir / LAST
+    if last.exists():
+        return f"go on from {last}: the same command with run_dir={run_dir} ckpt=last"
+    return "nothing was saved yet (callbacks.checkpoints.every_n_steps)"
 
 
 def default_name(choices: Any) -> str:

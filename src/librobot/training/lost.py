@@ -16,6 +16,7 @@ from pathlib import Path
 from lightning import Trainer
 
 from librobot.errors import LibrobotError
+from librobot.training.launch import how_to_go_on
 from librobot.training.worker import say_once
 
 SECONDS = 0.5
@@ -70,10 +71,3 @@ def lost_process(trainer: Trainer, run_dir: Path) -> ProcessLost | None:
                 f"process {rank} of {len(started) + 1} was ended by {name}{hint}; {how_to_go_on(run_dir)}"
             )
     return None
-
-
-def how_to_go_on(run_dir: Path) -> str:
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if last.exists():
-        return f"go on from {last}: the same command with run_dir={run_dir} ckpt=last"
-    return "nothing was saved yet (callbacks.checkpoints.every_n_steps)"

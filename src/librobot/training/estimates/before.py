@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from librobot.frameworks.base import Framework
 from librobot.training.estimates.chips import Chip, host_memory
-from librobot.training.estimates.estimate import ASSUMED_MFU, estimate, number_of_devices
+from librobot.training.estimates.estimate import ASSUMED_MFU, estimate, number_of_devices, runs_on_cpu
 from librobot.training.estimates.report import warnings_of
 
 STATES_MATTER = 0.1
@@ -18,9 +18,8 @@ STATES_MATTER = 0.1
 
 def warn_of_misfit(cfg: DictConfig, framework: Framework) -> None:
     """Warn where a step of the run would take more memory than there is, and say which options help."""
-    on_gpu = torch.cuda.is_available() and str(cfg.trainer.accelerator) != "cpu"
-    here = gpu() if on_gpu else Chip("cpu", host_memory(), None, None, None)
-    if not on_gpu and states(framework) < STATES_MATTER * here.memory * 1e9:
+    here = chip_of(cfg.trainer)
+    if runs_on_cpu(cfg.trainer) and states(framework) < STATES_MATTER * here.memory * 1e9:
         return
     try:
         found = estimate(cfg, [(here, number_of_devices(cfg.trainer))], ASSUMED_MFU)
@@ -31,8 +30,10 @@ def warn_of_misfit(cfg: DictConfig, framework: Framework) -> None:
         warnings.warn(sentence, stacklevel=2)
 
 
-def gpu() -> Chip:
-    """This process's GPU with the memory that nobody else has taken."""
+def chip_of(trainer: DictConfig) -> Chip:
+    """What a run of this trainer computes on here, with the memory that nobody else has taken."""
+    if runs_on_cpu(trainer):
+        return Chip("cpu", host_memory(), None, None, None)
     free, _ = torch.cuda.mem_get_info()
     return Chip(torch.cuda.get_device_name(), free / 1e9, None, None, None)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from librobot.config.check import targets
 from librobot.errors import LibrobotError
 
 AHEAD = 1
@@ -42,8 +41,9 @@ def process_memory(cfg: DictConfig, tensors: float, batch: float) -> ProcessMemo
 
 def runtime(cfg: DictConfig) -> int:
     """Resident bytes of a process without a policy: measured, because versions and machines differ."""
+    names = sorted({node["_target_"] for _, node in targets(OmegaConf.to_container(cfg))})
     module = "librobot.training.estimates.runtime"
-    command = [sys.executable, "-m", module, *sorted(set(targets(OmegaConf.to_container(cfg))))]
+    command = [sys.executable, "-m", module, *names]
     done = subprocess.run(command, capture_output=True, text=True)
     try:
         return int(done.stdout.split()[-1])
@@ -52,15 +52,3 @@ def runtime(cfg: DictConfig) -> int:
         raise LibrobotError(
             f"the memory of an empty training process could not be measured: {last}"
         ) from error
-
-
-def targets(node: Any) -> Iterator[str]:
-    """All classes and functions that a configuration names."""
-    if isinstance(node, dict):
-        if isinstance(node.get("_target_"), str):
-            yield node["_target_"]
-        for value in node.values():
-            yield from targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from targets(value)

@@ -4,6 +4,7 @@ kilobytes: code, tables, threads, and what libraries set up at their first use."
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import warnings
@@ -56,12 +57,12 @@ def main(targets: list[str]) -> int:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     from librobot.config.check import locate
-    from librobot.training import run
 
+    importlib.import_module("librobot.training.run")
     for target in targets:
         locate(target, "runtime")
     train()
-    print(resident() if run else 0)
+    print(resident())
     return 0
 
 
