@@ -32,6 +32,7 @@ class Peer:
 
     policy: Any
     batch: dict[str, Tensor]
+    inputs: torch.dtype = torch.float32  # of what it samples from
 
     def loss(self, noise: Tensor, time: Tensor) -> Tensor:
         with self.fixed(noise, time):
@@ -54,6 +55,7 @@ class Peer:
             inner.to_bfloat16_for_selected_params("bfloat16" if dtype == torch.bfloat16 else "float32")
             return
         self.policy.to(dtype)
+        self.inputs = dtype
         self.batch = {
             name: value.to(dtype) if value.is_floating_point() else value
             for name, value in self.batch.items()
@@ -62,6 +64,7 @@ class Peer:
     def sample(self, noise: Tensor) -> Tensor:
         """A chunk, normalised."""
         batch = dict(self.batch)
+        noise = noise.to(self.inputs)
         if hasattr(self.policy, "diffusion"):
             pictures = [batch[key] for key in self.policy.config.image_features]
             batch["observation.images"] = torch.stack(pictures, dim=-4)
