@@ -7,16 +7,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_runs import losses, rows
+from small_runs import SPEC, fit, losses, rows, tiny
 from together import stage, together
 from torch import nn
 
 from librobot.cli.export import EXPORTS
+from librobot.config.build import build_framework
+from librobot.config.compose import compose
 from librobot.errors import LibrobotError
+from librobot.frameworks.distillation import move_own_parts
 from librobot.frameworks.sharding import blocks_of, split_blocks
 from librobot.policy import Policy
 from librobot.training.checkpoints import check_checkpoint, consolidate
-from librobot.training.strategies import check_machine
+from librobot.training.strategies import built_in_parts, check_machine
 
 LAST = "checkpoints/last.ckpt"
 COMMON = ["vlm.num_kv_heads=2", "data.augmentation=null", "optim.lr=1e-2"]
@@ -136,6 +139,28 @@ def test_parts_of_the_loss_and_activations_are_of_both_processes(framework, trai
     for name, value in theirs.items():
         if name.startswith(("train/dim_loss/", "activations/")):
             assert float(ours[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
+
+
+@pytest.fixture(scope="module")
+def taught(dataset, tmp_path_factory):
+    """A policy, and those that learn from it in one process and in two."""
+    folder = tmp_path_factory.mktemp("taught")
+    student = ["head=consistency", f"head.teacher={folder / 'teacher' / LAST}"]
+    stages = [
+        stage(1, [alone("pi0", folder / "teacher", steps=2), alone("pi0", folder / "cpu", *student)]),
+        stage(2, [job("pi0", folder / "fsdp2", "fsdp2", *student)]),
+    ]
+    together(dataset, folder, stages)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_a_teacher_as_one(taught):
+    assert_same_losses(taught / "fsdp2", taught / "cpu")
+    learned, before = stored(taught / "fsdp2")["state_dict"], stored(taught / "teacher")["state_dict"]
+    same = {name for name in before if torch.equal(learned[name], before[name])}
+    assert {name for name in before if name.startswith(("vlm.", "normalizer."))} <= same != before.keys()
+    assert_same_actions(taught / "fsdp2", taught / "cpu", tolerance=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +293,28 @@ class Fake(nn.Module):
         if plan:
             for layer in self.layers:
                 layer.tensor_plan = plan
+
+
+def test_a_process_that_gets_its_weights_later_has_its_teacher_now(dataset, tmp_path, monkeypatch):
+    fit(dataset, tmp_path / "teacher", *COMMON, "trainer.max_steps=1", framework="pi0")
+    file = tmp_path / "teacher" / LAST
+    given = ["trainer=fsdp2", "head=consistency", f"head.teacher={file}"]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    cfg = compose([*tiny("pi0"), *COMMON, *given])
+    with built_in_parts(cfg):
+        student = build_framework(cfg, SPEC)
+    assert student.has_teacher
+    assert all(parameter.is_meta for parameter in student.parameters())
+    assert not any(p.requires_grad for name, p in student.named_parameters() if name.startswith("vlm."))
+    (teacher,) = student._teacher
+    weights = torch.load(file, weights_only=True)["state_dict"]
+    own = {n: p for n, p in teacher.named_parameters() if n.partition(".")[0] in student.denoiser_parts}
+    assert own
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in own.items())
+    assert teacher.vlm is student.vlm  # no second copy
+    move_own_parts(student, teacher, torch.device("cpu"), torch.bfloat16)
+    assert {p.dtype for p in teacher.expert.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in student.vlm.parameters()} == {torch.float32}
 
 
 def test_declared_blocks_that_are_not_there_are_an_error():

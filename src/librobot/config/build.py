@@ -160,7 +160,7 @@ def build_framework(
 ) -> Framework:
     """The policy: a framework over a backbone (with its adapter) and an action head, for one robot, or for
     several `embodiments` of which `spec` is the union. It sees their actions as `actions=` says."""
-    from librobot.nn.pretrained import wants_pretrained
+    from librobot.nn.pretrained import weights_follow
     from librobot.policy import Policy
 
     seen = build_representation(cfg, spec, embodiments)
@@ -184,7 +184,7 @@ def build_framework(
         **more,
     )
     framework.robots.representation = seen
-    if cfg.head.get("teacher") and wants_pretrained(True):
+    if cfg.head.get("teacher") and not weights_follow():
         framework.learn_from(Policy.from_checkpoint(cfg.head.teacher, device="cpu").framework)
     return framework
 

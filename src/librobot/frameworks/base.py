@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from librobot import __version__, replicas
 from librobot.errors import LibrobotError, nearest
 from librobot.frameworks.checkpoint import fit_state_dict, plain
-from librobot.frameworks.distillation import learn_from
+from librobot.frameworks.distillation import learn_from, move_own_parts
 from librobot.frameworks.embodiments import Embodiments
 from librobot.frameworks.groups import ParameterGroups
 from librobot.frameworks.randomness import begin_batch, is_logged
@@ -288,7 +288,7 @@ class Framework(LightningModule):
                 f"head.teacher=CHECKPOINT, of the same framework and backbone, with a flow or diffusion head"
             )
         for teacher in self._teacher:
-            teacher.to(self.device, self.compute_dtype)
+            move_own_parts(self, teacher, self.device, self.compute_dtype)
         if self.trainer.world_size > 1:  # each process fitted its own: the first one's counts
             self.head.restore(self.trainer.strategy.broadcast(self.head.files()))
 

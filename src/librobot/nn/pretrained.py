@@ -14,6 +14,7 @@ from librobot.nn.stored import StoredTensor
 
 _stored: ContextVar[Mapping[str, str] | None] = ContextVar("stored_files", default=None)
 _unread: ContextVar[bool] = ContextVar("unread", default=False)
+_bare: ContextVar[bool] = ContextVar("bare", default=False)
 
 
 @contextmanager
@@ -21,13 +22,20 @@ def skip_pretrained(files: Mapping[str, str] | None = None) -> Iterator[None]:
     """Build modules without their published weights, for a state dict that follows.
 
     `files` (name -> text) are the configuration and the tokenizer that the checkpoint holds of its backbone.
+    Inside of `weightless` too they have memory, for that state dict to fill.
     """
-    token, left = _stored.set(dict(files or {})), _unread.set(False)
+    token, left, bare = _stored.set(dict(files or {})), _unread.set(False), _bare.set(False)
     try:
         yield
     finally:
+        _bare.reset(bare)
         _unread.reset(left)
         _stored.reset(token)
+
+
+def weights_follow() -> bool:
+    """Whether what is built here gets all of its weights from a state dict of this process."""
+    return _stored.get() is not None and not _bare.get()
 
 
 def wants_pretrained(option: bool | str) -> bool:
@@ -63,9 +71,13 @@ def weightless() -> Iterator[None]:
     register = nn.Module.register_parameter
 
     def forget(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta and not isinstance(param, StoredTensor):
+        if _bare.get() and param is not None and not param.is_meta and not isinstance(param, StoredTensor):
             param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
         register(module, name, param)
 
     with skip_pretrained(), mock.patch.object(nn.Module, "register_parameter", forget):
-        yield
+        token = _bare.set(True)
+        try:
+            yield
+        finally:
+            _bare.reset(token)
