@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import sys
 
 import pytest
@@ -32,6 +33,16 @@ def test_another_metric_and_direction(tmp_path):
     assert found.ranked[0].value == pytest.approx(2.0)
     with pytest.raises(LibrobotError, match="did you mean 'train/loss'"):
         read_sweep(tmp_path, "train/los")
+
+
+def test_axes_are_logarithmic_where_they_were_searched_so_or_lie_far_apart(tmp_path):
+    found = read_sweep(sweep(tmp_path))
+    assert [found.is_log(axis) for axis in found.axes] == [True, False]
+    spaces = {"optim.lr": "FloatDistribution(high=1.0, log=False, low=0.0, step=None)"}
+    spaces["framework.horizon"] = "IntDistribution(high=16, log=True, low=8, step=1)"
+    (tmp_path / "sweep.json").write_text(json.dumps({"axes": spaces}))
+    found = read_sweep(tmp_path)
+    assert [found.is_log(axis) for axis in found.axes] == [False, True]
 
 
 def test_a_folder_that_is_no_sweep_is_said(tmp_path):

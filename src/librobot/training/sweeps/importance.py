@@ -27,7 +27,7 @@ def importances(sweep: Sweep) -> dict[str, float]:
             continue
         if sweep.is_numeric(axis):
             low, high = min(seen), max(seen)  # type: ignore[type-var]
-            axes[axis] = optuna.distributions.FloatDistribution(low, high, log=is_log(seen))  # type: ignore[arg-type]
+            axes[axis] = optuna.distributions.FloatDistribution(low, high, log=sweep.is_log(axis))  # type: ignore[arg-type]
         else:
             axes[axis] = optuna.distributions.CategoricalDistribution(sorted({str(value) for value in seen}))
     with warnings.catch_warnings():
@@ -47,9 +47,3 @@ def importances(sweep: Sweep) -> dict[str, float]:
             return {}  # all jobs alike: nothing tells them apart
         finally:
             optuna.logging.set_verbosity(verbosity)
-
-
-def is_log(values: Any) -> bool:
-    """Whether an axis is better shown in its logarithm: positive, over more than a decade and a half."""
-    numbers = [value for value in values if isinstance(value, float)]
-    return bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) > 30

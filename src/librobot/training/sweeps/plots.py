@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from librobot.training.sweeps.importance import is_log
 from librobot.training.sweeps.table import Row, Sweep
 
 MAIN, BEST, PRUNED, FAILED = "#3b7dd8", "#2ea067", "#e0913a", "#d04c48"
@@ -103,7 +102,7 @@ def slices(sweep: Sweep) -> Figure | None:
         axes.scatter(positions, [r.value for r in rows], c=[r.job.number for r in rows], cmap=COLOURS, s=18)
         if ticks is not None:
             axes.set_xticks(range(len(ticks)), ticks, rotation=20 if max(map(len, ticks)) > 6 else 0)
-        elif is_log([row.values[axis] for row in rows]):
+        elif sweep.is_log(axis):
             axes.set_xscale("log")
         axes.set_xlabel(axis)
     for line in grid:
@@ -151,7 +150,7 @@ def _word(row: Row, axis: str) -> str:
 
 def _scaled(sweep: Sweep, rows: Sequence[Row], axis: str) -> list[float]:
     positions, names = _positions(sweep, rows, axis)
-    if names is None and is_log(positions):
+    if names is None and sweep.is_log(axis):
         positions = [math.log(value) for value in positions]
     low, high = min(positions), max(positions)
     return [(value - low) / (high - low or 1) for value in positions]

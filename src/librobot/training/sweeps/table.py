@@ -43,6 +43,7 @@ class Sweep:
     direction: str
     axes: tuple[str, ...]
     rows: tuple[Row, ...]
+    searched: Mapping[str, str]  # an Optuna sweep's distribution of each axis
 
     @property
     def finished(self) -> list[Row]:
@@ -56,6 +57,14 @@ class Sweep:
 
     def is_numeric(self, axis: str) -> bool:
         return all(isinstance(row.values[axis], float | None) for row in self.rows)
+
+    def is_log(self, axis: str) -> bool:
+        """Whether an axis is better shown in its logarithm: where it was searched so, or, in a grid, where it
+        is positive over more than a decade and a half."""
+        if axis in self.searched:
+            return "log=True" in self.searched[axis]
+        numbers = [value for row in self.rows if isinstance(value := row.values[axis], float)]
+        return bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) > 30
 
 
 def read_sweep(folder: Path, objective: str | None = None, direction: str | None = None) -> Sweep:
@@ -98,7 +107,7 @@ def read_sweep(folder: Path, objective: str | None = None, direction: str | None
         )
         for job, run_dir in found
     )
-    return Sweep(folder, chosen, direction, axes, rows)
+    return Sweep(folder, chosen, direction, axes, rows, question.get("axes", {}))
 
 
 def split(override: str) -> tuple[str, str]:
