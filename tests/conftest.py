@@ -1,7 +1,7 @@
 """Makes the helpers beside this file importable from every test folder; keeps small tensors on one thread.
 
 Several threads that wait for each other make the suite many times slower on a busy machine. Tensorflow stays
-out of this process, as out of all of librobot but the one that exports RLDS: beside MuJoCo it may crash.
+out of this process, as out of all of librobot but the one that writes RLDS: beside MuJoCo it may crash.
 """
 
 import os

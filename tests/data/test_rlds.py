@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import pickle
 import subprocess
 import sys
@@ -12,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from librobot.data.images import encode_png
-from librobot.data.rlds_export import Field
-from librobot.data.sources import rlds
+from librobot.data.images import decode_image
 from librobot.data.sources.rlds import RldsSource
+from librobot.data.sources.rlds_features import described
+from librobot.data.sources.rlds_shards import scan_shard
 from librobot.errors import LibrobotError
 
 needs_tfds = pytest.mark.skipif(
@@ -43,15 +42,20 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def export_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("exported")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def in_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIBROBOT_CACHE", str(cache))
 
 
 @pytest.mark.slow
 @needs_tfds
-def test_every_value_is_what_tfds_reads(written: Path, export_dir: Path) -> None:
+def test_every_value_is_what_tfds_reads(written: Path) -> None:
     read = np.load(written / "read.npz")
-    source = RldsSource(written / "robot/1.0.0", action=ACTION, export_dir=export_dir, control_hz=3)
+    source = RldsSource(written / "robot/1.0.0", action=ACTION, control_hz=3)
     source = pickle.loads(pickle.dumps(source))
     rows = np.arange(20)
     assert source.episode_lengths.tolist() == read["lengths"].tolist()
@@ -71,21 +75,62 @@ def test_every_value_is_what_tfds_reads(written: Path, export_dir: Path) -> None
 
 @pytest.mark.slow
 @needs_tfds
-def test_tensorflow_stays_out_and_the_export_is_made_once(written: Path, export_dir: Path) -> None:
-    RldsSource(written / "robot/1.0.0", action=ACTION, export_dir=export_dir)
-    made = {path: path.stat().st_mtime_ns for path in export_dir.rglob("*")}
+def test_tensorflow_stays_out_and_shards_are_read_through_once(written: Path, cache: Path) -> None:
+    RldsSource(written / "robot/1.0.0", action=["action/gripper"])
+    made = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     code = (
         "import sys; from librobot.data.sources.rlds import RldsSource; "
-        f"RldsSource({str(written / 'robot/1.0.0')!r}, action=['action/gripper'], "
-        f"export_dir={str(export_dir)!r}); sys.exit('tensorflow' in sys.modules)"
+        f"RldsSource({str(written / 'robot/1.0.0')!r}, action=['action/gripper']); "
+        "sys.exit('tensorflow' in sys.modules or 'tensorflow_datasets' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert made == {path: path.stat().st_mtime_ns for path in export_dir.rglob("*")}
+    assert made == {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
 
 
 @pytest.mark.slow
 @needs_tfds
-def test_fields_steps_and_texts_are_chosen(written: Path, export_dir: Path) -> None:
+def test_any_features_bit_for_bit(tmp_path: Path) -> None:
+    """Trees of features drawn by chance: numbers of every type and encoding, texts, labels, pictures; JPEGs
+    as tensorflow's accurate transform decodes them. Also as TFDS described features before version 4.5."""
+    seeds = range(12)
+    program = Path(__file__).with_name("write_drawn_rlds.py")
+    subprocess.run([sys.executable, program, tmp_path, *map(str, seeds)], check=True)
+    kinds, left_out = set(), set()
+    for seed in seeds:
+        root = tmp_path / f"drawn{seed}/1.0.0"
+        read, dataset = np.load(root / "read.npz"), described(root, "train")
+        (root / "features.json").write_text((root / "legacy.json").read_text())
+        assert described(root, "train") == dataset
+        scans = [scan_shard(path, dataset.fields, count) for path, count in dataset.shards]
+        assert set(read.files) == set(dataset.fields)
+        left_out |= set(dataset.left_out.values())
+        assert [scan["lengths"].tolist() for scan in scans] == [[3, 1], [40]]
+        for name, field in dataset.fields.items():
+            kinds.add((field.kind, field.dtype))
+            if field.kind == "text":
+                found = [
+                    text for scan in scans for text in scan[f"texts/{name}"][scan[f"text_of_row/{name}"]]
+                ]
+                assert found == read[name].tolist()
+            elif field.kind == "picture":
+                places = [
+                    (path.read_bytes(), place)
+                    for (path, _), scan in zip(dataset.shards, scans, strict=True)
+                    for place in scan[f"places/{name}"]
+                ]
+                frames = [decode_image(data[begin : begin + size]) for data, (begin, size) in places]
+                np.testing.assert_array_equal(np.stack(frames), read[name])
+            else:
+                values = np.concatenate([scan[f"numbers/{name}"] for scan in scans])
+                assert (values.dtype, values.shape) == (read[name].dtype, read[name].shape), name
+                assert values.tobytes() == read[name].tobytes(), name
+    assert len(kinds) > 20
+    assert left_out == {"a feature of type Sequence"}
+
+
+@pytest.mark.slow
+@needs_tfds
+def test_fields_steps_and_texts_are_chosen(written: Path) -> None:
     read = np.load(written / "read.npz")
     source = RldsSource(
         written / "robot/1.0.0",
@@ -95,7 +140,6 @@ def test_fields_steps_and_texts_are_chosen(written: Path, export_dir: Path) -> N
         prompt="observation/letters",
         drop_first=1,
         drop_last=1,
-        export_dir=export_dir,
     )
     assert source.episode_lengths.tolist() == (read["lengths"] - 2).tolist()
     first = int(read["lengths"][0])
@@ -111,60 +155,25 @@ def test_fields_steps_and_texts_are_chosen(written: Path, export_dir: Path) -> N
 
 @pytest.mark.slow
 @needs_tfds
-def test_what_is_wrong(written: Path, export_dir: Path, tmp_path: Path) -> None:
+def test_what_is_wrong(written: Path) -> None:
     root = written / "robot/1.0.0"
     with pytest.raises(
         LibrobotError, match=r"source.action\[0\]: no field 'action/worldvector'.*did you mean 'action/wor"
     ):
-        RldsSource(root, action=["action/worldvector"], export_dir=export_dir)
+        RldsSource(root, action=["action/worldvector"])
     with pytest.raises(
         LibrobotError, match=r"Left out of the dataset: observation/points \(a feature of type Seq"
     ):
-        RldsSource(root, action=["observation/points"], export_dir=export_dir)
+        RldsSource(root, action=["observation/points"])
     with pytest.raises(
         LibrobotError, match=r"no pictures 'observation/img'; did you mean 'observation/image'"
     ):
-        RldsSource(root, action=ACTION, pictures={"a": "observation/img"}, export_dir=export_dir)
+        RldsSource(root, action=ACTION, pictures={"a": "observation/img"})
     with pytest.raises(
-        LibrobotError, match=r"episode \d has 3 steps; drop_first=2 and drop_last=1 leave none"
+        LibrobotError, match=r"record \d: episode \d has 3 steps; drop_first=2 and drop_last=1 leave none"
     ):
-        RldsSource(root, action=ACTION, drop_first=2, drop_last=1, export_dir=export_dir)
+        RldsSource(root, action=ACTION, drop_first=2, drop_last=1)
     with pytest.raises(LibrobotError, match=r"TFDS folder with dataset_info.json .*, found .*robot"):
-        RldsSource(written, export_dir=export_dir)
-    with pytest.raises(LibrobotError, match=r"TFDS cannot read it: .*no split 'test'; it has train"):
-        RldsSource(root, split="test", export_dir=tmp_path)
-    assert not list(tmp_path.glob("*.partial"))
-
-
-def test_an_export_is_read_without_tfds(tmp_path: Path) -> None:
-    """What the exporting program writes, written by its own parts."""
-    root = tmp_path / "robot/1.0.0"
-    root.mkdir(parents=True)
-    (root / "dataset_info.json").write_text("{}")
-    generator = np.random.default_rng(0)
-    actions = generator.normal(size=(7, 3)).astype(np.float32)
-    frames = generator.integers(0, 256, (7, 4, 6, 3), dtype=np.uint8)
-    texts = [b"a", b"a", b"a", b"b", b"b", b"b", b"b"]
-
-    def export(root: Path, split: str, target: Path) -> None:
-        target.mkdir(parents=True)
-        kinds = ("numbers", "text", "picture")
-        fields = [Field(target, number, kind) for number, kind in enumerate(kinds)]
-        pictures = np.array([encode_png(frame) for frame in frames], object)
-        for episode in (slice(0, 3), slice(3, 7)):
-            fields[0].add(actions[episode])
-            fields[1].add(np.array(texts, object)[episode])
-            fields[2].add(pictures[episode])
-        names = ("action", "language_instruction", "observation/image")
-        described = {name: field.close() for name, field in zip(names, fields, strict=True)}
-        content = {"lengths": [3, 4], "fields": described, "left_out": {}, "name": "robot"}
-        (target / "content.json").write_text(json.dumps(content))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rlds, "_export", export)
-        source = pickle.loads(pickle.dumps(RldsSource(root, export_dir=tmp_path / "cache")))
-    rows = np.array([6, 0, 2, 2])
-    assert source.spec.state_dim == 0
-    np.testing.assert_array_equal(source.actions(rows), actions[rows])
-    np.testing.assert_array_equal(source.images(rows)["image"].transpose(0, 2, 3, 1), frames[rows])
-    assert source.prompts(rows) == ["b", "a", "a", "a"]
+        RldsSource(written)
+    with pytest.raises(LibrobotError, match=r"source.split: no split 'test'; it has train"):
+        RldsSource(root, split="test")

@@ -1,4 +1,4 @@
-"""RLDS that `convert` writes, read by TFDS and by data=rlds; exports that go on after an interruption."""
+"""RLDS that `convert` writes, read by TFDS and by data=rlds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from librobot.config.build import open_source
 from librobot.data import rlds_writer
 from librobot.data.convert import convert
 from librobot.data.images import encode_jpeg
-from librobot.data.rlds_export import Field
 from librobot.data.rlds_writer import RldsWriter
 from librobot.data.sources.lerobot import LeRobotSource
 from librobot.errors import LibrobotError
@@ -100,60 +99,6 @@ def test_pictures_as_jpeg(tmp_path: Path, image_dataset: Path) -> None:
             apart = np.abs(decoded.astype(int) - np.stack(expected))
             assert apart.max() <= 3, "decoders of JPEG round differently, and no more"
         assert np.abs(frames.transpose(0, 2, 3, 1).astype(int) - np.stack(expected)).max() > 3
-
-
-@pytest.mark.slow
-@needs_tfds
-def test_an_export_goes_on_after_it_was_killed(tmp_path: Path, image_dataset: Path) -> None:
-    target = convert(LeRobotSource(image_dataset), tmp_path / "written", "rlds", show=False)
-    code = """
-import pathlib, sys
-from librobot.data import rlds_export
-write, seen = rlds_export._write, []
-def dies(path, content):
-    write(path, content)
-    if path.name == rlds_export.PROGRESS and content["read"] == int(sys.argv[4]):
-        with open(path.parent / "field_000.bin", "ab") as file:
-            file.write(b"what came after")
-        sys.exit(7)
-rlds_export._write, rlds_export.SECONDS = dies, -1
-rlds_export.export(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]))
-"""
-    once, often = tmp_path / "once", tmp_path / "often"
-    for folder, stops in ((once, [0]), (often, [1, 3, 4, 0])):
-        folder.mkdir()
-        for stop in stops:
-            arguments = [sys.executable, "-c", code, str(target), "train", str(folder), str(stop)]
-            assert subprocess.run(arguments, check=False).returncode == (7 if stop else 0)
-    names = sorted(path.name for path in once.glob("*") if path.name != "progress.json")
-    assert "content.json" in names
-    for name in names:
-        assert (once / name).read_bytes() == (often / name).read_bytes()
-
-
-@pytest.mark.parametrize("kind", ["numbers", "text", "picture"])
-def test_a_field_goes_on_where_its_state_was_taken(tmp_path: Path, kind: str) -> None:
-    values = {
-        "numbers": np.arange(12, dtype=np.float32).reshape(6, 2),
-        "text": np.array([b"a", b"b", b"a", b"c", b"b", b"d"], object),
-        "picture": np.array([b"1", b"22", b"333", b"4", b"5", b"66"], object),
-    }[kind]
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "cut").mkdir()
-    whole = Field(tmp_path / "whole", 3, kind)
-    whole.add(values[:2])
-    whole.add(values[2:])
-    first = Field(tmp_path / "cut", 3, kind)
-    first.add(values[:2])
-    state = json.loads(json.dumps(first.state()))
-    first.add(values[4:])
-    first.close()
-    again = Field(tmp_path / "cut", 3, kind, state)
-    assert again.state() == state
-    again.add(values[2:])
-    assert again.close() == whole.close()
-    for path in (tmp_path / "whole").iterdir():
-        assert (tmp_path / "cut" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_what_rlds_cannot_hold(tmp_path: Path) -> None:

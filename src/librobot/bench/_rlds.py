@@ -60,7 +60,7 @@ def measure_rlds(arguments: argparse.Namespace, cache_dir: Path) -> list[Row]:
     root = arguments.rlds_root or Path(f"outputs/bench/rlds-{arguments.rlds_episodes}x{LENGTH}")
     if not (root / "dataset_info.json").exists():
         write_rlds(root, episodes=arguments.rlds_episodes)
-    source = RldsSource(root, export_dir=cache_dir / "rlds")
+    source = RldsSource(root)
     total = int(source.episode_lengths.sum())
     task = Task(root, 1, None, arguments.batch_size, arguments.num_workers)
     sides: tuple[list[Series], list[Series]] = ([], [])

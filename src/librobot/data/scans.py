@@ -15,13 +15,18 @@ from librobot.data.sources.stored import default_cache_dir
 Arrays = dict[str, np.ndarray]
 
 
+def kept_at(kind: str, path: Path, described: Any) -> Path:
+    """Where `scanned` keeps its arrays."""
+    return default_cache_dir() / kind / f"{path.stem}-{file_fingerprint([path], described)}.npz"
+
+
 def scanned(kind: str, path: Path, described: Any, scan: Callable[[], Mapping[str, np.ndarray]]) -> Arrays:
     """The arrays that `scan` makes of the file `path` in the way `described` (plain values), from
     $LIBROBOT_CACHE/<kind> where they are there. Processes that start at once wait for the first one.
 
     What `scan` raises is not kept. Arrays of numbers and of texts (dtype U), none of objects.
     """
-    kept = default_cache_dir() / kind / f"{path.stem}-{file_fingerprint([path], described)}.npz"
+    kept = kept_at(kind, path, described)
     if not kept.exists():
         with locked(kept.with_suffix(".lock")):
             if not kept.exists():

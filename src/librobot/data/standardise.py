@@ -6,7 +6,7 @@ rlds/oxe): end-effector deltas, a gripper action of 1 for open and 0 for closed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +136,19 @@ class Term:
         return [Dim(name, self.unit, self.kind, self.mode) for name in names]  # type: ignore[arg-type]
 
 
+def fields_of(terms: Sequence[str | Mapping[str, Any]], known: Iterable[str], place: str) -> list[str]:
+    """The fields that `terms` take. Raises ValueError, that names `place`, for one that is not `known`."""
+    found = []
+    for i, described in enumerate(terms):
+        term = Term.parse(described, f"{place}[{i}]")
+        if term.field is not None and term.field not in known:
+            raise ValueError(
+                f"{place}[{i}]: no field {term.field!r} of numbers; {nearest(term.field, known)}"
+            )
+        found += [term.field] if term.field is not None else []
+    return found
+
+
 def compose(
     terms: Sequence[str | Mapping[str, Any]],
     fields: Mapping[str, np.ndarray],
@@ -143,13 +156,10 @@ def compose(
     place: str,
 ) -> tuple[Float[np.ndarray, "n dim"], list[Dim]]:
     """The terms side by side, and what each dimension is. Raises ValueError that names `place`."""
+    fields_of(terms, fields, place)
     values, dims = [np.zeros((int(lengths.sum()), 0), np.float32)], []
     for i, described in enumerate(terms):
         term = Term.parse(described, f"{place}[{i}]")
-        if term.field is not None and term.field not in fields:
-            raise ValueError(
-                f"{place}[{i}]: no field {term.field!r} of numbers; {nearest(term.field, fields)}"
-            )
         value = term.value(fields, lengths)
         values.append(value)
         dims += term.dims(value.shape[1], f"{place}[{i}]")

@@ -1,25 +1,25 @@
-"""RLDS: any TFDS folder, such as the datasets of Open X-Embodiment, without tensorflow in this process."""
+"""RLDS: any TFDS folder of TFRecords, such as the datasets of Open X-Embodiment, without tensorflow."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
-from librobot.data.files import locked
-from librobot.data.frame_cache import file_fingerprint
-from librobot.data.images import decode_image
-from librobot.data.rlds_export import PROGRESS
+from librobot.data.remote import local_root
+from librobot.data.scans import Arrays, kept_at, scanned
 from librobot.data.sources.base import Cache, OnError
-from librobot.data.sources.stored import Episodes, StoredSource, default_cache_dir
+from librobot.data.sources.encoded_pictures import EncodedColumn
+from librobot.data.sources.rlds_features import Described, Field, described
+from librobot.data.sources.rlds_shards import scan_shard
+from librobot.data.sources.stored import Episodes, StoredSource, read_each
 from librobot.data.spec_file import read_spec
-from librobot.data.standardise import compose
-from librobot.data.tensorflow_process import run_with_tensorflow
+from librobot.data.standardise import compose, fields_of
 from librobot.errors import LibrobotError, nearest
 from librobot.progress import ProgressBar
 from librobot.types import Camera, RobotSpec
@@ -28,8 +28,8 @@ Term = str | Mapping[str, Any]
 
 
 class RldsSource(StoredSource):
-    """A folder with dataset_info.json and features.json, its `split` exported once into a cache folder
-    (`export_dir`, default $LIBROBOT_CACHE/rlds) by a process of its own; pictures stay encoded there.
+    """A folder with dataset_info.json and features.json, whose shards are read through once; what was found
+    is kept in $LIBROBOT_CACHE/rlds, and pictures are read from the shards when asked for.
 
     pictures: camera -> field of a step ("observation/image"); None: every picture of three colours. state,
     action: terms of fields (`librobot.data.standardise.Term`); None: observation/state and action. prompt:
@@ -37,7 +37,8 @@ class RldsSource(StoredSource):
     at its ends, after the composition. robot, control_hz: RLDS does not say, but what `convert` wrote does:
     its librobot.json holds the robot's spec.
 
-    Raises LibrobotError for a folder that TFDS cannot open, unknown fields and episodes too short.
+    Raises LibrobotError for a folder of another kind, unknown fields and episodes too short; by shard and
+    record for what is missing, cut short, does not agree with its checksum or with features.json.
     """
 
     def __init__(
@@ -55,52 +56,43 @@ class RldsSource(StoredSource):
         image_size: Sequence[int] | None = None,
         cache: Cache = "none",
         cache_dir: str | Path | None = None,
-        export_dir: str | Path | None = None,
         robot: str | None = None,
         control_hz: float | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        root = Path(root).expanduser().absolute()
-        folder = exported(root, split, Path(export_dir or default_cache_dir() / "rlds").expanduser())
-        content = json.loads((folder / "content.json").read_text(encoding="utf-8"))
-        lengths = np.array(content["lengths"], np.int64)
-        known: dict[str, dict[str, Any]] = content["fields"]
-        numbers = {
-            name: np.memmap(folder / f"{f['file']}.bin", f["dtype"], "r", shape=(lengths.sum(), *f["shape"]))
-            for name, f in known.items()
-            if f["kind"] == "numbers"
-        }
+        root = local_root(root)
+        dataset, written = described(root, split), read_spec(root)
+        numbers = [name for name, field in dataset.fields.items() if field.kind in ("numbers", "encoded")]
         if state is None:
             state = ["observation/state"] if "observation/state" in numbers else []
-        try:
-            states, state_dims = compose(state, numbers, lengths, f"{root}: data.source.state")
-            actions, action_dims = compose(
-                ["action"] if action is None else action, numbers, lengths, f"{root}: data.source.action"
-            )
-        except ValueError as error:
-            unread = [f"{name} ({why})" for name, why in content["left_out"].items()]
-            note = f". Left out of the dataset: {', '.join(unread)}" if unread else ""
-            raise LibrobotError(f"{error}{note}") from error
-        written = read_spec(root)
+        action = ["action"] if action is None else action
+        taken = _taken(dataset, numbers, state, action, root)
+        if pictures is None and written is not None:
+            pictures = {name: f"observation/{name}" for name in written.camera_names}
+        pictures = _pictures(dataset, pictures, root)
+        text = _text(dataset, prompt, root)
+        read = _Steps(dataset, sorted({*taken, *pictures.values(), *text}), root, on_error)
+        lengths = read.lengths
+        values = {name: read.joined(f"numbers/{name}") for name in taken}
+        states, state_dims = compose(state, values, lengths, f"{root}: data.source.state")
+        actions, action_dims = compose(action, values, lengths, f"{root}: data.source.action")
         if written is not None:
             state_dims = list(written.state) if len(written.state) == len(state_dims) else state_dims
             action_dims = list(written.action) if len(written.action) == len(action_dims) else action_dims
-            if pictures is None:
-                pictures = {name: f"observation/{name}" for name in written.camera_names}
-        kept, kept_lengths = _kept(lengths, drop_first, drop_last, root)
-        columns, cameras_found = {}, []
-        for name, column in self._columns_of(folder, root, known, pictures).items():
-            column.rows = kept
-            columns[name] = column
-            height, width = column.read(np.array([0]))[0].shape[:2]
-            cameras_found.append(Camera(name, height, width))
-        prompts, prompt_of_row = _prompts(folder, root, known, prompt, int(lengths.sum()))
+        kept, kept_lengths = _kept(lengths, drop_first, drop_last, read.places)
+        paths, file_of_row = [path for path, _ in dataset.shards], read.shard_of_row[kept]
+        columns = {
+            camera: EncodedColumn(paths, file_of_row, read.joined(f"places/{field}")[kept])
+            for camera, field in pictures.items()
+        }
+        sizes = {camera: next(column.read(np.array([0]))).shape[:2] for camera, column in columns.items()}
+        prompts, prompt_of_row = read.prompts(prompt)
         super().__init__(
             Episodes(
                 root=root,
                 spec=RobotSpec(
-                    name=robot or (written.name if written else content["name"]),
-                    cameras=tuple(cameras_found),
+                    name=robot or (written.name if written else dataset.name),
+                    cameras=tuple(Camera(camera, *size) for camera, size in sizes.items()),
                     state=tuple(state_dims),
                     action=tuple(action_dims),
                     control_hz=control_hz or (written.control_hz if written else 10.0),
@@ -111,8 +103,8 @@ class RldsSource(StoredSource):
                 prompts=prompts,
                 prompt_of_row=prompt_of_row[kept],
                 columns=columns,
-                files=[folder / "content.json"],
-                places=[f"{root}: {split}"] * len(lengths),
+                files=paths,
+                places=read.places,
                 provenance={"format": "rlds", "split": split},
             ),
             cameras=cameras,
@@ -123,135 +115,122 @@ class RldsSource(StoredSource):
             on_error=on_error,
         )
 
-    @staticmethod
-    def _columns_of(
-        folder: Path, root: Path, known: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, str] | None
-    ) -> dict[str, EncodedColumn]:
-        found = {
-            name: EncodedColumn(folder, root, name, f["file"])
-            for name, f in known.items()
-            if f["kind"] == "picture"
-        }
-        if wanted is None:
-            return {name.rpartition("/")[2]: column for name, column in found.items()}
-        for name in wanted.values():
-            if name not in found:
-                raise LibrobotError(
-                    f"{root}: data.source.pictures: no pictures {name!r}; {nearest(name, found)}"
-                )
-        return {camera: found[name] for camera, name in wanted.items()}
+
+class _Steps:
+    """What the shards hold of the named fields, one row for each step of the episodes that can be read."""
+
+    def __init__(self, dataset: Described, names: Sequence[str], root: Path, on_error: OnError) -> None:
+        self.fields = {name: dataset.fields[name] for name in names}
+        self.scans = _scans(dataset, self.fields, root)
+        episodes = read_each(_episodes(self.scans), _sound, on_error)
+        if not episodes:
+            raise LibrobotError(f"{root}: the split has no episode")
+        self.lengths = np.array([length for _, _, length, _ in episodes], np.int64)
+        self.places = [
+            f"{dataset.shards[shard][0]}: record {self.scans[shard]['records'][place]}"
+            for shard, place, _, _ in episodes
+        ]
+        self.shard_of_row = np.repeat([shard for shard, _, _, _ in episodes], self.lengths)
+
+    def joined(self, name: str) -> np.ndarray:
+        """An array over the steps of all shards; an episode that cannot be read has no steps in them."""
+        return np.concatenate([scan[name] for scan in self.scans])
+
+    def prompts(self, field: str | None) -> tuple[list[str], Int[np.ndarray, " n"]]:
+        if field is None:
+            return [""], np.zeros(int(self.lengths.sum()), np.int64)
+        if self.fields[field].kind != "text":
+            codes, index = np.unique(self.joined(f"numbers/{field}"), axis=0, return_inverse=True)
+            return ["".join(map(chr, row)).partition("\0")[0] for row in codes], index.reshape(-1)
+        each = [scan[f"texts/{field}"] for scan in self.scans]
+        texts, number = np.unique(np.concatenate(each), return_inverse=True)
+        first = np.cumsum([0, *(len(texts) for texts in each)])
+        rows = [scan[f"text_of_row/{field}"] + begin for scan, begin in zip(self.scans, first, strict=False)]
+        return texts.tolist(), number.reshape(-1)[np.concatenate(rows)]
 
 
-class EncodedColumn:
-    """One camera: encoded pictures one after another in a file, and where each ends. `rows` chooses steps."""
-
-    def __init__(self, folder: Path, root: Path, field: str, file: str) -> None:
-        self.root, self.field = root, field
-        self.blob_path, self.ends_path = folder / f"{file}.blob", folder / f"{file}.bin"
-        self.rows: Int[np.ndarray, " n"] = np.zeros(0, np.int64)
-        self._maps: tuple[np.ndarray, np.ndarray] | None = None
-
-    def read(self, rows: Int[np.ndarray, " n"]) -> list[UInt8[np.ndarray, "h w 3"]]:
-        if self._maps is None:
-            self._maps = (  # as plain arrays, whose slices are cheaper than those of a memmap
-                np.asarray(np.memmap(self.blob_path, np.uint8, "r")),
-                np.asarray(np.memmap(self.ends_path, np.int64, "r")),
-            )
-        blob, ends = self._maps
-        images = []
-        for step in self.rows[rows]:
-            begin = int(ends[step - 1]) if step else 0
-            try:
-                images.append(decode_image(blob[begin : int(ends[step])].tobytes()))
-            except ValueError as error:
-                raise LibrobotError(
-                    f"{self.root}: step {step}: {self.field}: expected a PNG or JPEG picture: {error}"
-                ) from error
-        return images
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": None}
+def _scans(dataset: Described, fields: Mapping[str, Field], root: Path) -> list[Arrays]:
+    wanted = {name: asdict(field) for name, field in fields.items()}
+    new = {
+        path for path, expected in dataset.shards if not kept_at("rlds", path, [wanted, expected]).exists()
+    }
+    scans = []
+    with ProgressBar(f"reading RLDS {root.parent.name}", max(1, len(new)), show=bool(new)) as progress:
+        for path, expected in dataset.shards:
+            scan = partial(scan_shard, path, fields, expected)
+            scans.append(scanned("rlds", path, [wanted, expected], scan))
+            if path in new:
+                progress.advance()
+    return scans
 
 
-def exported(root: Path, split: str, folder: Path) -> Path:
-    """The folder with what `librobot.data.rlds_export` made of `split`, made now where it is not there.
-
-    It appears whole or not at all; processes that start at once wait for the first one.
-    """
-    if not (root / "dataset_info.json").is_file():
-        found = sorted(path.name for path in root.iterdir())[:8] if root.is_dir() else []
-        raise LibrobotError(
-            f"{root}: expected a TFDS folder with dataset_info.json (NAME/VERSION), found "
-            f"{', '.join(found) or 'nothing'}"
-        )
-    files = sorted(path for path in root.iterdir() if path.is_file())
-    target = folder / f"{root.parent.name}-{file_fingerprint(files, [str(root), split])}"
-    if (target / "content.json").exists():
-        return target
-    with locked(target.with_suffix(".lock")):
-        if not (target / "content.json").exists():
-            _export(root, split, target)
-    return target
+def _episodes(scans: Sequence[Arrays]) -> list[tuple[int, int, int, str]]:
+    """Shard, which of its episodes, steps, and what is wrong; also what is wrong with a whole shard."""
+    found = []
+    for shard, scan in enumerate(scans):
+        each = zip(scan["lengths"].tolist(), scan["problems"].tolist(), strict=True)
+        found += [(shard, i, length, problem) for i, (length, problem) in enumerate(each)]
+        if broken := str(scan["broken"]):
+            found.append((shard, -1, 0, broken))
+    return found
 
 
-def _export(root: Path, split: str, target: Path) -> None:
-    """Goes on with what an interrupted export left in PARTIAL."""
-    partial = target.with_suffix(".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    progress: list[ProgressBar] = []
+def _sound(episode: tuple[int, int, int, str]) -> tuple[int, int, int, str]:
+    if episode[3]:
+        raise LibrobotError(episode[3])
+    return episode
 
-    def show(line: str) -> None:
-        now, total = (int(number) for number in line.split())
-        if not progress:
-            progress.append(ProgressBar(f"reading RLDS {root.parent.name}", total).__enter__())
-        progress[0].advance(now - progress[0].done)
 
+def _taken(
+    dataset: Described, numbers: Sequence[str], state: Sequence[Term], action: Sequence[Term], root: Path
+) -> list[str]:
+    """The fields that state and action are composed of."""
     try:
-        arguments = [str(root), split, str(partial)]
-        run_with_tensorflow("librobot.data.rlds_export", arguments, partial / "log.txt", line=show)
-    except RuntimeError as error:
-        if not (partial / PROGRESS).exists():
-            shutil.rmtree(partial)
-        raise LibrobotError(f"{root}: TFDS cannot read it: {error}") from error
-    finally:
-        for bar in progress:
-            bar.__exit__(None, None, None)
-    (partial / PROGRESS).unlink(missing_ok=True)
-    partial.rename(target)
+        return fields_of(state, numbers, f"{root}: data.source.state") + fields_of(
+            action, numbers, f"{root}: data.source.action"
+        )
+    except ValueError as error:
+        unread = [f"{name} ({why})" for name, why in dataset.left_out.items()]
+        note = f". Left out of the dataset: {', '.join(unread)}" if unread else ""
+        raise LibrobotError(f"{error}{note}") from error
+
+
+def _pictures(dataset: Described, wanted: Mapping[str, str] | None, root: Path) -> dict[str, str]:
+    """Camera -> the field of its pictures."""
+    found = [name for name, field in dataset.fields.items() if field.kind == "picture"]
+    if wanted is None:
+        return {name.rpartition("/")[2]: name for name in found if dataset.fields[name].shape[-1] == 3}
+    for name in wanted.values():
+        if name not in found:
+            why = f"it is {dataset.left_out[name]}" if name in dataset.left_out else nearest(name, found)
+            raise LibrobotError(f"{root}: data.source.pictures: no pictures {name!r}; {why}")
+    return dict(wanted)
+
+
+def _text(dataset: Described, prompt: str | None, root: Path) -> list[str]:
+    """The field of the instruction, if any: a text, or code points with zeros after them (Language-Table)."""
+    if prompt is None:
+        return []
+    texts = [
+        name
+        for name, field in dataset.fields.items()
+        if field.kind == "text" or (field.dtype in ("int32", "int64") and len(field.shape) == 1)
+    ]
+    if prompt not in texts:
+        raise LibrobotError(f"{root}: data.source.prompt: no text {prompt!r}; {nearest(prompt, texts)}")
+    return [prompt]
 
 
 def _kept(
-    lengths: Int[np.ndarray, " e"], first: int, last: int, root: Path
+    lengths: Int[np.ndarray, " e"], first: int, last: int, places: Sequence[str]
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " e"]]:
     """The steps that stay, and the episodes' lengths then."""
     shorter = lengths - first - last
     if (shorter < 1).any():
         episode = int(np.argmax(shorter < 1))
         raise LibrobotError(
-            f"{root}: episode {episode} has {lengths[episode]} steps; drop_first={first} and "
+            f"{places[episode]}: episode {episode} has {lengths[episode]} steps; drop_first={first} and "
             f"drop_last={last} leave none"
         )
     frames = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.flatnonzero((frames >= first) & (frames < np.repeat(lengths, lengths) - last)), shorter
-
-
-def _prompts(
-    folder: Path, root: Path, known: Mapping[str, Mapping[str, Any]], field: str | None, total: int
-) -> tuple[list[str], Int[np.ndarray, " n"]]:
-    if field is None:
-        return [""], np.zeros(total, np.int64)
-    texts = [name for name, f in known.items() if f["kind"] == "text" or _holds_codes(f)]
-    if field not in texts:
-        raise LibrobotError(f"{root}: data.source.prompt: no text {field!r}; {nearest(field, texts)}")
-    described = known[field]
-    path = folder / f"{described['file']}.bin"
-    if described["kind"] == "text":
-        return list(described["texts"]), np.fromfile(path, np.int32).astype(np.int64)
-    codes = np.fromfile(path, described["dtype"]).reshape(-1, *described["shape"])
-    unique, index = np.unique(codes, axis=0, return_inverse=True)
-    return ["".join(map(chr, row)).partition("\0")[0] for row in unique], index.reshape(-1)
-
-
-def _holds_codes(field: Mapping[str, Any]) -> bool:
-    """Whether it may be a text as code points, zeros at its end (Language-Table)."""
-    return field["kind"] == "numbers" and field["dtype"] in ("int32", "int64") and len(field["shape"]) == 1

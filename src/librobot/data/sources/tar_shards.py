@@ -8,21 +8,16 @@ import mmap
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
 
-from librobot.data.images import decode_image
-from librobot.data.local_cache import LocalCache
 from librobot.errors import LibrobotError
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm")
-OPEN_FILES = 16
-"""Per camera and thread."""
 
 Place = tuple[int, int]
 """Offset and size in the shard, in bytes."""
@@ -234,32 +229,3 @@ class NumpyBytes:
             return array
         shape, dtype = self._headers[header]
         return np.frombuffer(data, dtype, offset=end).reshape(shape)
-
-
-class TarColumn:
-    """One camera: encoded pictures at known places (n, 2) of the shards `shard_of_row` (n,)."""
-
-    def __init__(
-        self, paths: Sequence[Path], shard_of_row: Int[np.ndarray, " n"], places: Int[np.ndarray, "n 2"]
-    ) -> None:
-        self.paths, self.shard_of_row, self.places = list(paths), shard_of_row, places
-        self._open = LocalCache(_open, capacity=OPEN_FILES)
-
-    def read(self, rows: Int[np.ndarray, " n"]) -> list[UInt8[np.ndarray, "h w 3"]]:
-        return list(self._read(rows))
-
-    def _read(self, rows: Int[np.ndarray, " n"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        for row in rows:
-            path = self.paths[self.shard_of_row[row]]
-            begin, size = (int(x) for x in self.places[row])
-            data = os.pread(self._open(path).fileno(), size, begin)
-            try:
-                yield decode_image(data)
-            except ValueError as error:
-                raise LibrobotError(
-                    f"{path}: byte {begin}: expected a picture of {size} bytes: {error}"
-                ) from error
-
-
-def _open(path: Path) -> Any:
-    return path.open("rb")

@@ -18,9 +18,10 @@ import numpy as np
 from librobot.data.remote import local_root
 from librobot.data.scans import scanned
 from librobot.data.sources.base import Cache, OnError
+from librobot.data.sources.encoded_pictures import EncodedColumn
 from librobot.data.sources.hdf5_files import natural
 from librobot.data.sources.stored import Column, Episodes, StoredSource, read_each
-from librobot.data.sources.tar_shards import Members, TarColumn, picture_name, scan_shard
+from librobot.data.sources.tar_shards import Members, picture_name, scan_shard
 from librobot.data.spec_file import read_spec
 from librobot.errors import LibrobotError, nearest
 from librobot.types import Camera, Dim, RobotSpec
@@ -92,7 +93,7 @@ class WebDatasetSource(StoredSource):
 
         pictures = _pictures(root, pictures, _cameras(first), described)
         columns: dict[str, Column] = {
-            camera: TarColumn(paths, shard_of_row, joined(f"places/{stem}"))
+            camera: EncodedColumn(paths, shard_of_row, joined(f"places/{stem}"))
             for camera, stem in pictures.items()
         }
         texts = np.concatenate(
