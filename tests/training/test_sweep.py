@@ -8,6 +8,7 @@ import yaml
 from small_runs import FRAMES, losses, tiny, train
 
 import tiny_models
+from librobot.training.sweeps.jobs import read_job
 
 pytestmark = pytest.mark.slow
 
@@ -56,5 +57,7 @@ def test_a_sweep_over_all_heads_trains_what_fits_and_says_why_the_rest_does_not(
     fitting = {head for head in heads if tiny_models.fits("pi0", head)}
     assert trained == fitting - students, done.stderr[-4000:]
     assert len(trained) >= 10
-    assert done.stderr.count("; take framework=custom network=") == len(heads) - len(fitting)
-    assert done.stderr.count("head.teacher=CHECKPOINT") == len(students)
+    wrong = {head: read_job(tmp_path / f"runs/{i}").error or "" for i, head in enumerate(heads)}
+    assert {h for h in heads if "; take framework=custom network=" in wrong[h]} == set(heads) - fitting
+    assert {h for h in heads if "head.teacher=CHECKPOINT" in wrong[h]} == students
+    assert all(error.strip() in done.stderr for error in wrong.values())

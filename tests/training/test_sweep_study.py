@@ -152,6 +152,15 @@ def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path):
         sweep(tmp_path, Jobs(tmp_path)).run()
 
 
+def test_a_job_that_had_come_to_its_end_keeps_its_times(tmp_path):
+    begin(tmp_path, 0, (), None).end(tmp_path, "finished")
+    first = read_job(tmp_path)
+    begin(tmp_path, 0, (), None, done=True).end(tmp_path, "finished")
+    assert read_job(tmp_path) == first
+    begin(tmp_path, 0, (), None).end(tmp_path, "finished")
+    assert read_job(tmp_path).started > first.started
+
+
 def test_a_job_that_does_worse_than_the_median_is_asked_to_end(tmp_path):
     study = optuna.create_study(pruner=optuna.pruners.MedianPruner(n_startup_trials=2))
     for value in (1.0, 2.0):

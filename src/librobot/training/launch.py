@@ -74,7 +74,8 @@ def launch_job(cfg: DictConfig, number: int, overrides: list[str], lock: int) ->
     Its training process keeps the file descriptor `lock` (see `sweeps.locks`).
     """
     run_dir = Path(cfg.run_dir)
-    job = jobs.begin(run_dir, number, overrides, cfg.objective)
+    done = bool(cfg.ckpt) and is_finished(cfg)
+    job = jobs.begin(run_dir, number, overrides, cfg.objective, done=done)
     code, errors = train(cfg, prune=run_dir / jobs.PRUNE, keep=(lock,))
     if (run_dir / jobs.PRUNE).exists() and is_finished(cfg):
         code = 0  # it came to its end before it was told to stop

@@ -44,13 +44,21 @@ class Job:
         partial.replace(run_dir / JOB)
 
     def end(self, run_dir: Path, status: str, **values: Any) -> None:
-        replace(self, status=status, ended=time.time(), **values).write(run_dir)
+        """Note what became of it; one that had ended before keeps the time of that."""
+        replace(self, status=status, ended=self.ended or time.time(), **values).write(run_dir)
 
 
-def begin(run_dir: Path, number: int, overrides: Sequence[str], objective: str | None) -> Job:
-    """Note that a job starts; an earlier wish to prune it, which did not come true, is forgotten."""
+def begin(
+    run_dir: Path, number: int, overrides: Sequence[str], objective: str | None, *, done: bool = False
+) -> Job:
+    """Note that a job starts; an earlier wish to prune it, which did not come true, is forgotten.
+
+    Of a run that is `done` already, nothing of which runs again, the times stay what they were.
+    """
     (run_dir / PRUNE).unlink(missing_ok=True)
     job = Job(number, tuple(overrides), objective)
+    if done and (earlier := read_job(run_dir)):
+        job = replace(job, started=earlier.started, ended=earlier.ended)
     job.write(run_dir)
     return job
 
