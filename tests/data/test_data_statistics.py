@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from librobot.data import statistics
 from librobot.data.sources.lerobot import LeRobotSource
 from librobot.data.statistics import (
+    FEW,
     QUANTILES,
     image_statistics,
     kept_statistics,
     merge_statistics,
+    quantiles,
     sample_frames,
     vector_statistics,
 )
@@ -45,6 +47,26 @@ def test_vectors_equal_numpy(seed: int, length: int, dims: int, scale: float) ->
         assert value.shape == (dims,)
         assert value.dtype == np.float64
         np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-9 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("length", [1, 2, 4999, FEW - 1, FEW, 50_001])
+def test_quantiles_are_those_of_numpy_to_the_last_bit(length: int) -> None:
+    generator = np.random.default_rng(length)
+    smooth = generator.normal(size=length)
+    for values in (
+        smooth.astype(np.float32).astype(np.float64),
+        smooth,  # finer than the cells' numbers
+        smooth * 1e300,  # beyond them
+        smooth * 1e-320,
+        np.round(smooth) + 0.0,
+        np.full(length, -0.25),
+        np.where(smooth > 2, np.inf, smooth),
+        np.where(smooth == smooth.max(), np.nan, smooth),
+    ):
+        for shares in (list(QUANTILES.values()), [0.0, 1.0, 0.5, *generator.random(4)]):
+            with np.errstate(invalid="ignore"):
+                found, expected = quantiles(values, shares), np.quantile(values, shares)
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_large_offsets_keep_their_spread() -> None:

@@ -13,11 +13,13 @@ from librobot.data.video_reader import FrameNotFound, VideoReader, interleaved, 
 FPS = 10
 
 
-def encode(path: Path, frames: int, width: int, options: dict[str, str], height: int = 32) -> Path:
+def encode(
+    path: Path, frames: int, width: int, options: dict[str, str], height: int = 32, pixels: str = "yuv420p"
+) -> Path:
     """H.264, each frame unlike the others."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"threads": "1", **options})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
         noise = np.random.default_rng(0).integers(0, 255, (frames, height, width, 3), dtype=np.uint8)
         for picture in noise:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
@@ -39,9 +41,13 @@ def test_any_order_gives_the_frames_of_a_plain_decode(tmp_path: Path, options: d
         np.testing.assert_array_equal(interleaved(reader.frame(index / FPS)), plain[index])
 
 
-@pytest.mark.parametrize("width", [16, 18, 24, 30, 32, 40, 48, 56, 98, 640])
-def test_planes_are_the_same_pixels_at_every_width(tmp_path: Path, width: int) -> None:
-    reader = VideoReader(encode(tmp_path / "a.mp4", 3, width, {"g": "2", "bf": "0"}))
+@pytest.mark.parametrize(
+    ("pixels", "width"),
+    [("yuv420p", width) for width in (16, 18, 24, 30, 32, 40, 48, 56, 98, 640)]
+    + [("yuv444p", width) for width in (16, 17, 31, 56, 99, 224)],
+)
+def test_planes_are_the_same_pixels_at_every_width(tmp_path: Path, pixels: str, width: int) -> None:
+    reader = VideoReader(encode(tmp_path / "a.mp4", 3, width, {"g": "2", "bf": "0"}, pixels=pixels))
     for index in range(3):
         frame = reader.frame(index / FPS)
         out = np.full((3, 32, width), 77, np.uint8)

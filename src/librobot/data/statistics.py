@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,47 @@ def vector_statistics(values: Float[np.ndarray, "n dim"]) -> dict[str, Float[np.
     found: dict[str, list[float]] = {name: [] for name in ("min", "max", "mean", "std", *QUANTILES)}
     for column in values.T:
         exact = np.ascontiguousarray(column, np.float64)
-        quantiles = np.quantile(exact, list(QUANTILES.values()))
-        each = (exact.min(), exact.max(), exact.mean(), exact.std(), *quantiles)
+        each = (exact.min(), exact.max(), exact.mean(), exact.std(), *quantiles(exact, QUANTILES.values()))
         for name, value in zip(found, each, strict=True):
             found[name].append(float(value))
     return {name: np.array(column, np.float64) for name, column in found.items()}
+
+
+def quantiles(values: Float[np.ndarray, " n"], shares: Iterable[float]) -> Float[np.ndarray, " q"]:
+    """`np.quantile` to the last bit (linear between two values), of many values twice as fast and more."""
+    if np.isnan(values.min()):
+        return np.full(len(list(shares)), np.nan)
+    places = np.array(list(shares)) * (len(values) - 1)
+    below = np.floor(places).astype(np.int64)
+    low, high = values_at(values, np.stack([below, np.minimum(below + 1, len(values) - 1)]))
+    share, step = places - below, high - low
+    return np.where(share < 0.5, low + step * share, high - step * (1 - share))
+
+
+CELLS = 2**16
+FEW = 2**13
+"""Values that are sorted faster than the cells are gone through."""
+
+
+def values_at(values: Float[np.ndarray, " n"], ranks: Int[np.ndarray, "*q"]) -> Float[np.ndarray, "*q"]:
+    """`np.sort(values)[ranks]`: a histogram says in which of its cells the ranks lie, and only these are
+    sorted.
+
+    The cell is the upper half of the value as float32, whose bits, read as a whole number, ascend with the
+    value (IEEE 754; those of negative numbers, sign apart, descend).
+    """
+    if len(values) < FEW:
+        return np.sort(values)[ranks]
+    with np.errstate(over="ignore"):
+        bits = values.astype(np.float32).view(np.int32)
+    cells = ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> 16) + CELLS // 2
+    counts = np.bincount(cells, minlength=CELLS)
+    ends = np.cumsum(counts)
+    chosen = np.searchsorted(ends, ranks, side="right")
+    wanted = np.zeros(CELLS, bool)
+    wanted[chosen] = True
+    left_out = np.cumsum(np.where(wanted, 0, counts))
+    return np.sort(values[wanted[cells]])[ranks - left_out[chosen]]
 
 
 LARGE = 2**21

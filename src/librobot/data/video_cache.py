@@ -26,7 +26,7 @@ from librobot.data.files import written_whole
 from librobot.data.frame_cache import FrameCache
 from librobot.data.images import inner_size
 from librobot.data.local_cache import LocalCache
-from librobot.data.video_reader import VideoReader, interleaved
+from librobot.data.video_reader import VideoReader, write_planar
 from librobot.errors import LibrobotError
 
 FPS = 30
@@ -63,12 +63,11 @@ class VideoCache(FrameCache):
         for row, place in zip(rows.tolist(), places.tolist(), strict=True):
             piece, number = divmod(row, self.piece_frames)
             frame = self._readers(piece).frame(number / FPS)
-            picture = interleaved(frame).transpose(2, 0, 1)
-            if picture.shape == self.shape[1:]:
-                out[place] = picture
-            else:
-                out[place] = 0
-                out[place, :, top : top + height, left : left + width] = picture
+            picture = out[place]
+            if (frame.height, frame.width) != self.shape[2:]:
+                picture[:] = 0
+                picture = picture[:, top : top + height, left : left + width]
+            write_planar(frame, picture)
 
     def write(self, piece: int, frames: UInt8[np.ndarray, "n c h w"]) -> None:
         top, left, height, width = self.box

@@ -100,12 +100,15 @@ class VideoReader:
 
 PLANAR_WIDTH = 16
 """swscale writes yuv420p to planes of RGB faster than to RGB, with the same values; but of a row that is no
-multiple of this it leaves the end out."""
+multiple of this it leaves the end out. yuv444p has another way through it, whole at any width."""
 
 
 def write_planar(frame: av.VideoFrame, out: UInt8[np.ndarray, "3 h w"]) -> None:
     """The RGB pixels, one colour after another: `interleaved`, transposed."""
-    if frame.format.name != "yuv420p" or frame.width % PLANAR_WIDTH:
+    whole = frame.format.name == "yuv444p" or (
+        frame.format.name == "yuv420p" and frame.width % PLANAR_WIDTH == 0
+    )
+    if not whole:
         out[:] = interleaved(frame).transpose(2, 0, 1)
         return
     planes = frame.reformat(format="gbrp").planes
