@@ -17,7 +17,9 @@ QUIET = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONE
 def check_tensorflow() -> None:
     """Raises LibrobotError without the extra rlds; imports nothing."""
     if importlib.util.find_spec("tensorflow_datasets") is None:
-        raise LibrobotError("writing RLDS needs tensorflow_datasets; install it with: pip install 'librobot[rlds]'")
+        raise LibrobotError(
+            "writing RLDS needs tensorflow_datasets; install it with: pip install 'librobot[rlds]'"
+        )
 
 
 def run_with_tensorflow(
