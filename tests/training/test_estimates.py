@@ -79,7 +79,8 @@ def test_a_published_backbone_is_not_downloaded():
     assert 3.0e9 < plain.cost.parameters < 3.5e9
     assert again.cost.activations < plain.cost.activations / 3
     assert plain.cost.recomputed == 0 < again.cost.recomputed
-    assert again.cost.flops == pytest.approx(plain.cost.flops, rel=0.01)
+    # What runs again goes to its end; otherwise the last layer ends with its keys and values.
+    assert plain.cost.flops < again.cost.flops < (1 + 1 / 18) * plain.cost.flops
     assert "not read from google/paligemma" in plain.notes[0]
 
 
