@@ -37,7 +37,9 @@ RUN += ["scheduler.warmup_steps=1", "scheduler.decay_steps=4"]
 
 
 def tiny(framework: str = "act") -> list[str]:
-    vlm = [f"vlm.{size}" for size in VLM]
+    """A framework, or "pi0:qwen2vl_tiny" for one over a backbone whose option is small already."""
+    framework, _, backbone = framework.partition(":")
+    vlm = [f"vlm={backbone}"] if backbone else [f"vlm.{size}" for size in VLM]
     own = [f"framework.{size}" for size in SIZES[framework]]
     return ["data=lerobot", f"framework={framework}", *vlm, *own, *RUN]
 

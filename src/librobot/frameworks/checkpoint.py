@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from librobot.errors import LibrobotError
+from librobot.nn.stored import StoredTensor
 
 SHOWN = 8  # names per kind in an error message
 # A checkpoint's key for {"weights": name -> float32, "acts": whether a policy takes them, "updates": n}.
@@ -34,7 +35,7 @@ def plain(value: Any, place: str) -> Any:
 def fit_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load `state_dict` into `module`, or raise LibrobotError naming what does not fit.
 
-    Where either waits for its weights (is on torch's meta device), they are only compared.
+    Where either waits for its weights (on torch's meta device, or still in a file), they are only compared.
     """
     own = module.state_dict()
     missing = [name for name in own if name not in state_dict]
@@ -59,7 +60,7 @@ def fit_state_dict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
             f"Use the configuration that it was trained with (its config.yaml), or another checkpoint"
         )
     stand_ins = (*module.parameters(), *state_dict.values())
-    if not any(tensor.is_meta for tensor in stand_ins):
+    if not any(tensor.is_meta or isinstance(tensor, StoredTensor) for tensor in stand_ins):
         module.load_state_dict(dict(state_dict), strict=True)
 
 
