@@ -17,7 +17,7 @@ OPTIONAL = {"mujoco", "lerobot", "wandb", "tensorflow", "deepspeed", "metaworld"
 
 # Room -> the rooms that it may import, besides itself. `config` builds the object graph and so names every
 # room, but only inside functions (below).
-BASE = {"types", "errors", "replicas"}
+BASE = {"types", "errors", "replicas", "checkpoint_path"}
 NN = BASE | {"nn"}
 HEADS = NN | {"losses", "tokenizers"}
 ACTIONS = BASE | {"rotations", "relative_actions", "action_groups", "representation"}
@@ -29,6 +29,7 @@ ARROWS = {
     "errors": set(),
     "replicas": set(),
     "progress": BASE,
+    "checkpoint_path": BASE,
     "chunking": BASE,
     "requests": BASE,
     "rotations": BASE,

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from librobot.checkpoint_path import checkpoint_file
 from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework
 from librobot.frameworks.checkpoint import acting_weights
-from librobot.frameworks.sharded_files import is_sharded, read_whole
+from librobot.frameworks.sharded_files import read_whole
 from librobot.nn.pretrained import skip_pretrained
 from librobot.requests import check_observation, which_robot
 from librobot.types import Observation, RobotSpec
@@ -183,22 +184,6 @@ class Policy:
             for seed in seeds
         ]
         return torch.stack(draws).to(self.device, self.framework.compute_dtype)
-
-
-def checkpoint_file(path: str | Path) -> Path:
-    """The file itself (or the folder of a sharded checkpoint), or a run directory's last checkpoint. Raises
-    LibrobotError where there is none."""
-    path = Path(path)
-    if path.is_file() or is_sharded(path):
-        return path
-    places = [path / "checkpoints" / "last.ckpt", path / "last.ckpt"]
-    for place in places:
-        if place.is_file() or is_sharded(place):
-            return place
-    wanted = "neither a file nor a folder is there"
-    if path.is_dir():
-        wanted = f"the folder holds none of {', '.join(str(place.relative_to(path)) for place in places)}"
-    raise LibrobotError(f"no checkpoint at {path}: expected one or a run directory that holds one; {wanted}")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ CASES = [
     ("train", ["data=lerobot"], "data.root"),
     ("eval", [], "ckpt: name what to evaluate"),
     ("eval", ["ckpt=x", "episode=3"], "'episodes'"),
+    ("eval", ["ckpt=/nowhere"], "no checkpoint at /nowhere"),
     ("record", [], "output: a value is needed"),
     ("data", ["info", "/nowhere"], "/nowhere"),
     ("export", ["merge", "/nowhere", "out.ckpt"], "no checkpoint at /nowhere"),
@@ -35,6 +36,24 @@ def test_bad_input_is_one_message_and_exit_code_two(name, arguments, part, tmp_p
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error:") == 1
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("eval", "ckpt=/nowhere"), ("export", "merge /nowhere out.ckpt")]
+)
+def test_a_checkpoint_that_is_not_there_is_said_before_torch_is_imported(name, given, tmp_path):
+    code = f"""
+import sys
+from librobot.cli.{name} import main
+sys.argv = ["librobot-{name}", *{given.split()}]
+try:
+    main()
+finally:
+    print("loaded:", sorted({{"torch", "lightning", "numpy"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert "loaded: []" in done.stdout
+    assert "error: no checkpoint at /nowhere" in done.stderr
 
 
 def test_debug_adds_the_traceback(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
+from librobot.checkpoint_path import checkpoint_file
 from librobot.cli.app import start
 
 # Subcommand -> the module and function(checkpoint, output) that do it, what is written, help.
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
 def command() -> None:
     arguments = parser().parse_args()
+    checkpoint_file(arguments.checkpoint)
     module, function, _, _ = EXPORTS[arguments.command]
     written = getattr(importlib.import_module(module), function)(arguments.checkpoint, arguments.output)
     print(f"wrote {written}")

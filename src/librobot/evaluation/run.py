@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from librobot.checkpoint_path import checkpoint_file
 from librobot.config.build import build_suite
 from librobot.errors import LibrobotError, nearest
 from librobot.evaluation import machine
@@ -20,7 +21,7 @@ from librobot.evaluation.report import print_table, write_report
 from librobot.evaluation.rollout import BatchPolicy, ExpertPolicy, TimedPolicy, check_fit, evaluate_policy
 from librobot.evaluation.statistics import latency, summarise
 from librobot.evaluation.wandb_run import record_evaluation
-from librobot.policy import Policy, checkpoint_file
+from librobot.policy import Policy
 from librobot.sim.base import Suite
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from librobot.checkpoint_path import checkpoint_file
 from librobot.errors import LibrobotError
-from librobot.policy import Policy, checkpoint_file
+from librobot.policy import Policy
 from librobot.training.checkpoints import AtomicCheckpointIO
 from librobot.vlms.adapter_files import save_adapter
 from librobot.vlms.adapters import merge_adapter

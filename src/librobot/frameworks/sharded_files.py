@@ -18,15 +18,9 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from librobot.checkpoint_path import REST, is_sharded
 from librobot.errors import LibrobotError
 from librobot.frameworks.checkpoint import AVERAGE
-
-REST = "rest.pt"
-
-
-def is_sharded(path: Path) -> bool:
-    """Whether a path is such a folder, and a whole one: `.metadata` is written last."""
-    return (path / ".metadata").is_file() and (path / REST).is_file()
 
 
 def take_apart(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

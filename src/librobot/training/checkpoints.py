@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework
-from librobot.frameworks.sharded_files import is_sharded, read_whole, shapes_of
+from librobot.frameworks.sharded_files import read_whole, shapes_of
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Listener = Callable[[Path], None]

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 
 from librobot.frameworks.checkpoint import AVERAGE
 from librobot.frameworks.sharded_files import (
-    REST,
     put_together,
     read_into,
     read_rest,

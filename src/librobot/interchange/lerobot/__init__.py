@@ -7,10 +7,11 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
+from librobot.checkpoint_path import checkpoint_file
 from librobot.errors import LibrobotError, nearest
 from librobot.interchange.base import Imported, ImportOptions
 from librobot.interchange.lerobot.folder import LeRobotFolder, write_folder
-from librobot.policy import Policy, checkpoint_file
+from librobot.policy import Policy
 
 HELPERS = ("folder", "relative")
 
