@@ -3,7 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from librobot.data.augment import ImageAugmentation
 from librobot.data.datamodule import DataModule
@@ -156,6 +157,20 @@ def test_a_killed_worker_stops_the_run_which_goes_on_exactly(
         ckpt_path=tmp_path / f"step={first.global_step}.ckpt",
     )
     assert resumed.steps == straight[first.global_step :]
+
+
+@pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader"])
+def test_both_loaders_say_that_a_worker_was_lost_while_it_handed_over(
+    array_source: Callable, monkeypatch: pytest.MonkeyPatch, loader: str
+) -> None:
+    def lost(self: Any) -> Iterator[Batch]:
+        raise ConnectionResetError(104, "Connection reset by peer")
+        yield
+
+    monkeypatch.setattr(DataLoader, "__iter__", lost)
+    module = data(array_source([6, 4, 7, 5]), val_fraction=0.5)
+    with pytest.raises(RuntimeError, match=r"worker exited or was killed.* lower data\.num_workers"):
+        next(iter(getattr(module, loader)()))
 
 
 @pytest.mark.parametrize("step", [2, 5, 7])
