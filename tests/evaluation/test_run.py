@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +80,20 @@ def test_the_expert_is_the_ceiling(tmp_path):
     result = evaluate(cfg)
     assert result["success"] == 1.0
     assert (result["controls"], result["latency"], result["checkpoint"]) == ({}, None, None)
+
+
+def test_a_policy_of_strides_is_not_evaluated_at_the_recorded_rate_without_a_word(tmp_path, caplog):
+    spec = FakeSuite().spec
+    strided = replace(spec, control_hz=spec.control_hz / 2)
+    provenance = {"stride": 2, "recorded_hz": spec.control_hz}
+    for name, learnt, origin in (("same", spec, {}), ("strided", strided, provenance)):
+        save_checkpoint(tmp_path / name / "last.ckpt", learnt, origin)
+        evaluate(
+            configuration(tmp_path, ckpt=str(tmp_path / name), episodes=1, controls=[], videos_per_kind=0)
+        )
+    (said,) = [record.getMessage() for record in caplog.records if "Hz" in record.getMessage()]
+    assert f"data.stride=2 of {spec.control_hz:g} Hz" in said
+    assert "motions are 2 times as fast" in said
 
 
 def test_a_policy_of_another_robot_is_refused(tmp_path):

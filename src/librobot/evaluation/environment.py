@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -75,3 +77,18 @@ def warn_of_renderer(trained: str | None, here: str) -> None:
             "lower; install what %s needs, or train on demonstrations recorded on this machine",
             trained, here, trained,
         )  # fmt: skip
+
+
+def warn_of_rate(trained: float, here: float, provenance: Mapping[str, Any]) -> None:
+    """Warn where a step of the suite takes another time than one of training did: `trained` and `here` are
+    rates in 1/s, and `provenance` says whether the policy learnt strides of frames."""
+    if math.isclose(trained, here, rel_tol=0.01):
+        return
+    stride = provenance.get("stride")
+    frames = f" (data.stride={stride} of {provenance['recorded_hz']:g} Hz)" if stride else ""
+    log.warning(
+        "the policy learnt to act at %g Hz%s and the suite takes an action at each of its %g steps a second: "
+        "motions are %.2g times as fast as those demonstrated, and success may be far lower; evaluate at "
+        "%g Hz, or train at %g Hz",
+        trained, frames, here, here / trained, trained, here,
+    )  # fmt: skip

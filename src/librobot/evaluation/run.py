@@ -15,7 +15,7 @@ from librobot.config.build import build_suite
 from librobot.errors import LibrobotError, nearest
 from librobot.evaluation import machine
 from librobot.evaluation.controls import CONTROLS, Transform, blank_images, shuffled_prompts
-from librobot.evaluation.environment import suite_node, warn_of_renderer
+from librobot.evaluation.environment import suite_node, warn_of_rate, warn_of_renderer
 from librobot.evaluation.episode import EpisodeResult
 from librobot.evaluation.report import print_table, write_report
 from librobot.evaluation.rollout import BatchPolicy, ExpertPolicy, TimedPolicy, check_fit, evaluate_policy
@@ -41,6 +41,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     check_fit(policy, suite)
     if isinstance(policy, Policy):
         warn_of_renderer(policy.provenance.get("renderer"), suite.renderer)
+        warn_of_rate(policy.spec.control_hz, suite.spec.control_hz, policy.provenance)
     folder = run_folder(cfg, checkpoint)
     timed = TimedPolicy(policy) if isinstance(policy, Policy) else policy
     main = run_episodes(cfg, timed, suite, title="evaluate", videos_per_kind=cfg.videos_per_kind)

@@ -14,7 +14,7 @@ from lightning import LightningModule, Trainer
 from omegaconf import OmegaConf
 
 from librobot.config.build import build_suite
-from librobot.evaluation.environment import suite_node, warn_of_renderer
+from librobot.evaluation.environment import suite_node, warn_of_rate, warn_of_renderer
 from librobot.evaluation.episode import EpisodeResult
 from librobot.evaluation.rollout import check_fit, evaluate_policy
 from librobot.evaluation.statistics import summarise
@@ -98,6 +98,8 @@ class Rollouts(OptimizerStepCallback):
             check_fit(policy, self.suite)
         if trainer.is_global_zero:
             warn_of_renderer(origin.provenance.get("renderer"), self.suite.renderer)
+            learnt = pl_module.robots.own_union.control_hz
+            warn_of_rate(learnt, self.suite.spec.control_hz, origin.provenance)
 
     def on_optimizer_step_end(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         if step % self.every_n_steps == 0 or is_last_step(trainer):
