@@ -5,6 +5,7 @@ samples as uint8 batches out of as many data workers, in turns; a row is the med
 has its best back end that works (torchcodec, else PyAV) and `return_uint8`, as in its training. Where the
 frames are 224x224, lerobot resizes them by torchvision. Rows named "blocks of k" compare librobot's
 order=blocks with lerobot's shuffle; the row "spread of batches" says what that order costs in randomness.
+Rows named "our decoder alone" are the least that a loader on our decoder could take, beside lerobot's whole.
 RLDS is compared with TFDS and tf.data, in a process of their own; dlimp, made of the two, has no release.
 ffmpeg, which the row "order of the files" needs, is Debian's package of that name.
 
@@ -21,14 +22,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from librobot.bench import _loaders
 from librobot.bench._data_memory import measure_memory
+from librobot.bench._decoder_alone import decoder_alone
 from librobot.bench._footage import write_footage, write_tables
 from librobot.bench._loaders import Task
 from librobot.bench._rlds import measure_rlds
@@ -63,7 +67,7 @@ def main(options: Sequence[str]) -> list[Row]:
     with tempfile.TemporaryDirectory(dir=arguments.cache_dir) as cache_dir:
         folder = Path(cache_dir)
         measurements: list[Callable[[], list[Row]]] = [
-            *(lambda c=case: [throughput(arguments, backend, folder, *c)] for case in CASES),
+            *(partial(throughput, arguments, backend, folder, *case) for case in CASES),
             lambda: [cache_bytes(root, folder)],
             lambda: [share_of_decoder(arguments, folder)],
             lambda: [spread_of_batches(root, arguments.block)],
@@ -103,8 +107,9 @@ def throughput(
     image_size: tuple[int, int] | None,
     cache: CacheMode,
     goal: float,
-) -> Row:
-    """Milliseconds per sample of both loaders, in turns."""
+) -> list[Row]:
+    """Milliseconds per sample of both loaders, in turns; where ours decodes in random order, also of its
+    decoder alone."""
     batch_size = arguments.batch_size if window == 1 else arguments.batch_size // 2
     task = Task(arguments.root, window, image_size, batch_size, arguments.num_workers)
     block = arguments.block if window == 1 else arguments.window_block
@@ -112,22 +117,25 @@ def throughput(
     random = _loaders.sample_order(task.root, "shuffle", count, task.batch_size, block)
     own = _loaders.sample_order(task.root, order, count, task.batch_size, block)
     _loaders.ours(task, own, cache, cache_dir)  # makes the cache
-    times: tuple[list[float], list[float]] = ([], [])
+    sides: dict[str, Callable[[], Iterable[Any]]] = {
+        "peer": lambda: _loaders.peer(task, random, backend),
+        "ours": lambda: _loaders.ours(task, own, cache, cache_dir),
+    }
+    if cache == "none" and order == "shuffle":
+        sides["decoder"] = lambda: decoder_alone(task, random)
+    times: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
-        for side, loader in (
-            (1, _loaders.peer(task, random, backend)),
-            (0, _loaders.ours(task, own, cache, cache_dir)),
-        ):
-            times[side].append(_loaders.milliseconds_per_sample(loader, task.batch_size, arguments.clock))
+        for side, made in sides.items():
+            spent = _loaders.milliseconds_per_sample(made(), task.batch_size, arguments.clock)
+            times[side].append(spent)
+    found = {side: statistics.median(spent) for side, spent in times.items()}
     title = name.format(block=arguments.block, window_block=arguments.window_block)
-    return Row(
-        title,
-        statistics.median(times[0]),
-        statistics.median(times[1]),
-        f"lerobot, shuffled, {backend}",
-        f"ms{' CPU' if arguments.clock == 'cpu' else ''}/sample",
-        goal,
-    )
+    peer = found["peer"], f"lerobot, shuffled, {backend}"
+    unit = f"ms{' CPU' if arguments.clock == 'cpu' else ''}/sample"
+    rows = [Row(title, found["ours"], *peer, unit, goal)]
+    if "decoder" in found:
+        rows.append(Row(f"{title}: our decoder alone", found["decoder"], *peer, unit))
+    return rows
 
 
 def cache_bytes(root: Path, cache_dir: Path) -> Row:
