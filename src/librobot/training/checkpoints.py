@@ -16,6 +16,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from librobot.checkpoint_path import is_sharded
 from librobot.errors import LibrobotError
 from librobot.frameworks.base import Framework
 from librobot.frameworks.sharded_files import read_whole, shapes_of

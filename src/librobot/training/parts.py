@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.optim import Optimizer
 
+from librobot.checkpoint_path import REST
 from librobot.frameworks.checkpoint import AVERAGE
 from librobot.frameworks.sharded_files import (
     put_together,
