@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 import tiny_models
 from librobot.config.build import build_framework
 from librobot.errors import LibrobotError
-from librobot.frameworks import openvla, openvla_oft
-from librobot.frameworks.openvla import Question, cropped
+from librobot.frameworks.openvla import Question
+from librobot.frameworks.picture_crop import PictureCrop
 from librobot.nn.pictures import crop_area
 from librobot.types import Dim
 
@@ -117,12 +117,11 @@ def test_a_policy_acts_on_the_middle_of_what_it_was_trained_on(name, monkeypatch
     """With `crop`, with the same crops from the augmentation, with whole pictures, and as one says."""
     seen = []
 
-    def noted(observation, area, random):
-        seen.append((area, random))
+    def noted(crop, observation, *, training):
+        seen.append((crop.training if training else crop.acting, training))
         return observation
 
-    for module in (openvla, openvla_oft):
-        monkeypatch.setattr(module, "cropped", noted)
+    monkeypatch.setattr(PictureCrop, "__call__", noted)
 
     def shares(augmentation=None, **changes):
         plain = tiny_models.config(name, **changes) | {"augmentation": augmentation}
@@ -154,12 +153,13 @@ def test_in_training_the_crop_is_anywhere_and_the_same_for_all_steps_of_a_sample
     observation = tiny_models.batch(obs_steps=2).observation
     still = {n: image[:, :1].expand(-1, 2, -1, -1, -1) for n, image in observation.images.items()}
     observation = replace(observation, images=still)
-    cut = cropped(observation, 0.9, random=True).images["front"]
+    crop = PictureCrop(0.9, "auto")
+    cut = crop(observation, training=True).images["front"]
     torch.testing.assert_close(cut[:, 0], cut[:, 1])
-    assert not torch.allclose(cut, cropped(observation, 0.9, random=True).images["front"])
-    middle = cropped(observation, 0.9, random=False).images["front"]
-    assert torch.equal(middle, cropped(observation, 0.9, random=False).images["front"])
-    assert cropped(observation, None, random=True) is observation
+    assert not torch.allclose(cut, crop(observation, training=True).images["front"])
+    middle = crop(observation, training=False).images["front"]
+    assert torch.equal(middle, crop(observation, training=False).images["front"])
+    assert PictureCrop(None, None)(observation, training=True) is observation
 
 
 # OpenVLA-OFT.

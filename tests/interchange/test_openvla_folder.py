@@ -155,7 +155,7 @@ def test_a_published_folder_becomes_a_policy(oft, tmp_path, monkeypatch):
     actions = policy.infer(observation)["actions"]
     assert actions.shape == ((8 if oft else 1), 7)
     assert np.isfinite(actions).all()
-    assert policy.framework.acting_crop == (0.9 if oft else None)
+    assert policy.framework.crop.acting == (0.9 if oft else None)
     if not oft:
         assert own["tokens.ids"][[0, 255]].tolist() == [31_999, 31_744]
 

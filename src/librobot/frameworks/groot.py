@@ -87,7 +87,9 @@ class Groot(Framework):
     as published: a sample then depends on the others of its batch.
 
     `step_statistics` normalises each action of a chunk by statistics of its own. It matters where actions are
-    relative to the state (`actions=relative`), whose spread grows along the chunk.
+    relative to the state (`actions=relative`), whose spread grows along the chunk; it is an option of its own
+    because `actions=` says which numbers a policy sees, and this how they are scaled: relative actions are
+    published with one scale for all steps too (lerobot's).
     """
 
     slot_table: Tensor

@@ -14,16 +14,14 @@ one action and one camera in the paper, more of both are allowed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from librobot import replicas
 from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFactory
 from librobot.frameworks.language_decoder import (
     ActionTokens,
@@ -33,14 +31,12 @@ from librobot.frameworks.language_decoder import (
     write_in_words,
     writing_vlm,
 )
+from librobot.frameworks.picture_crop import Acting, PictureCrop
 from librobot.heads.base import ActionHead, NetworkKind
 from librobot.losses import reduce
-from librobot.nn.pictures import crop_area
 from librobot.normalize import NormalizationMode
 from librobot.types import Batch, Observation, RobotSpec
 from librobot.vlms.base import VLM, Context
-
-Acting = float | Literal["auto"] | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ class OpenVLA(Framework):
             lr_multipliers=lr_multipliers,
             embodiments=embodiments,
         )
-        self.crop, self.acting_crop = crop, acting_share(acting_crop, crop)
+        self.crop = PictureCrop(crop, acting_crop)
         if not normalize_gripper:
             self.normalizer.leave("action", self.robots.actions_of_kind("gripper"))
         words = vlm.vocabulary
@@ -128,8 +124,7 @@ class OpenVLA(Framework):
 
     def shown(self, observation: Observation) -> Observation:
         """What the backbone sees."""
-        area = self.crop if self.training else self.acting_crop
-        return cropped(self.prepare(observation), area, random=self.training)
+        return self.crop(self.prepare(observation), training=self.training)
 
     def token_lengths(self, prompts: Sequence[str], state: Tensor, actions: Tensor) -> np.ndarray:
         """For batches of samples of like length (`data.bucket`)."""
@@ -137,29 +132,3 @@ class OpenVLA(Framework):
 
     def prompt_writer(self) -> Question:
         return Question()
-
-
-def acting_share(acting_crop: Acting, crop: float | None) -> float | None:
-    """The share of a picture's area that the policy acts on, from its middle; None for all of it. "auto" is
-    the share that training cuts out. Raises ValueError for what is none."""
-    if acting_crop == "auto":
-        return crop
-    if isinstance(acting_crop, str) or (acting_crop is not None and not 0.0 < acting_crop <= 1.0):
-        raise ValueError(f"acting_crop must be auto, null, or above 0 and at most 1, found {acting_crop!r}")
-    return acting_crop
-
-
-def drawn_shifts(device: torch.device) -> Callable[[int], Float[Tensor, "n 2"]]:
-    return lambda n: torch.rand(n, 2, device=device)
-
-
-def cropped(observation: Observation, area: float | None, *, random: bool) -> Observation:
-    """Every picture cut to that share of its area: anywhere in training, the same place for a sample's
-    observation steps; the middle otherwise, which is what the network saw on average."""
-    if area is None:
-        return observation
-    images = {}
-    for name, image in observation.images.items():
-        shift = 2 * replicas.draw(drawn_shifts(image.device), len(image)) - 1 if random else None
-        images[name] = crop_area(image, area, shift)
-    return replace(observation, images=images)

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from librobot.frameworks.base import Framework, OptimizerFactory, SchedulerFactory
 from librobot.frameworks.language_decoder import writing_vlm
-from librobot.frameworks.openvla import Acting, Question, acting_share, cropped
+from librobot.frameworks.openvla import Question
+from librobot.frameworks.picture_crop import Acting, PictureCrop
 from librobot.heads.base import ActionHead
 from librobot.losses import reduce
 from librobot.networks.oft import ResidualMLP
@@ -108,7 +109,7 @@ class OpenVLAOFT(Framework):
                 f"{type(vlm).__name__}; take framework.attention=behind"
             )
         self.joint = can_join if attention == "auto" else attention == "joint"
-        self.crop, self.acting_crop = crop, acting_share(acting_crop, crop)
+        self.crop = PictureCrop(crop, acting_crop)
         if not normalize_gripper:
             self.normalizer.leave("action", self.robots.actions_of_kind("gripper"))
         width = vlm.hidden_size
@@ -150,8 +151,7 @@ class OpenVLAOFT(Framework):
         return self.physical_actions(actions, observation)
 
     def prefix(self, observation: Observation) -> Prefix:
-        area = self.crop if self.training else self.acting_crop
-        observation = cropped(self.prepare(observation), area, random=self.training)
+        observation = self.crop(self.prepare(observation), training=self.training)
         vlm: Any = self.vlm
         state = self.normalized_state(observation)
         token = vlm.embed_tokens(torch.zeros(len(state), 0, dtype=torch.long, device=state.device))
