@@ -39,17 +39,20 @@ def test_what_a_process_fills_is_its_own():
 
 
 @pytest.mark.slow
-def test_rlds_is_read_by_both_sides(tmp_path):
+def test_rlds_is_read_by_both_sides(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIBROBOT_CACHE", str(tmp_path / "cache"))
     pytest.importorskip("tensorflow_datasets")
     write_rlds(tmp_path / "rlds", episodes=2)
     output = tmp_path / "data.json"
     sizes = {"batch_size": 8, "num_workers": 1, "rounds": 1, "rlds_seconds": 4.0}
     arguments = argparse.Namespace(rlds_root=tmp_path / "rlds", clock="cpu", output=output, **sizes)
-    speed, memory, *flat = measure_rlds(arguments, tmp_path / "cache")
-    print(speed, memory, *flat, sep="\n")
+    speed, memory, *flat, first, later = measure_rlds(arguments)
+    print(speed, memory, *flat, first, later, sep="\n")
     assert speed.ours > 0
     assert speed.peer > 0
     assert memory.ours > 20
     assert memory.peer > 20
     assert len(flat) == 2
+    assert later.ours > 0
+    assert first.peer == later.peer > 0
     assert output.with_name("data_rlds_memory.png").exists()

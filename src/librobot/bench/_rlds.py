@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from librobot.bench import _loaders
 from librobot.bench._data_memory import LEAST, SECONDS, Series, Weighed, plot, watched
 from librobot.bench._footage import FPS, JOINTS, TASKS, motion, view
 from librobot.bench._loaders import HORIZON, WARM_BATCHES, Task
 from librobot.bench._rows import Row
+from librobot.data.datamodule import DataModule
 from librobot.data.new_folder import new_folder
 from librobot.data.rlds_writer import RldsWriter
 from librobot.data.sources.rlds import RldsSource
@@ -55,8 +63,9 @@ def write_rlds(root: Path, *, episodes: int) -> None:
         writer.finalize()
 
 
-def measure_rlds(arguments: argparse.Namespace, cache_dir: Path) -> list[Row]:
-    """Milliseconds per sample, and memory, of both in turns. In both any sample of an epoch can come next."""
+def measure_rlds(arguments: argparse.Namespace) -> list[Row]:
+    """Milliseconds per sample, memory and start of both in turns. In both any sample of an epoch can come
+    next."""
     root = arguments.rlds_root or Path(f"outputs/bench/rlds-{arguments.rlds_episodes}x{LENGTH}")
     if not (root / "dataset_info.json").exists():
         write_rlds(root, episodes=arguments.rlds_episodes)
@@ -84,7 +93,48 @@ def measure_rlds(arguments: argparse.Namespace, cache_dir: Path) -> list[Row]:
         ),
         series["librobot, a worker"].row("RLDS, a worker's memory"),
         series["tfds"].row("RLDS, the memory of tfds"),
+        *start_up(task, total, arguments),
     ]
+
+
+def start_up(task: Task, total: int, arguments: argparse.Namespace) -> list[Row]:
+    """From the opening of the folder to its first batch, in a process that has imported everything: for the
+    first time, when the shards are read through, and later. tfds fills its shuffle buffer each time."""
+    first: list[float] = []
+    later: list[float] = []
+    other: list[float] = []
+    call = f"first_batch(Path({str(task.root)!r}), {task.batch_size}, {task.num_workers})"
+    code = f"from pathlib import Path; from librobot.bench._rlds import first_batch; {call}"
+    for _ in range(arguments.rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for seconds in (first, later):
+                done = subprocess.run(
+                    [sys.executable, "-c", code],
+                    check=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=os.environ | {"LIBROBOT_CACHE": cache},
+                )
+                seconds.append(float(done.stdout.split()[-1]))
+        other.append(json.loads(run_peer(task, total, arguments, only_first=True))["seconds"])
+    name = f"tfds, shuffle buffer of {total}"
+    return [
+        Row(title, statistics.median(own), statistics.median(other), name, "s", 1.0)
+        for title, own in (
+            ("RLDS, opening the folder to the first batch, for the first time", first),
+            ("RLDS, opening the folder to the first batch, later", later),
+        )
+    ]
+
+
+def first_batch(root: Path, batch_size: int, num_workers: int) -> None:
+    """Prints the seconds. For a process of its own."""
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    module = DataModule(partial(RldsSource, root), batch_size=batch_size, num_workers=num_workers)
+    module.configure(horizon=HORIZON)
+    next(iter(module.train_dataloader()))
+    print(time.perf_counter() - start)
 
 
 def ours(task: Task, source: RldsSource, total: int, arguments: argparse.Namespace) -> Series:
@@ -99,7 +149,12 @@ def ours(task: Task, source: RldsSource, total: int, arguments: argparse.Namespa
 
 
 def peer(task: Task, total: int, arguments: argparse.Namespace) -> Series:
-    """The same of TFDS, in a process that imports tensorflow."""
+    """The same of TFDS."""
+    return Series(**json.loads(run_peer(task, total, arguments)))
+
+
+def run_peer(task: Task, total: int, arguments: argparse.Namespace, *, only_first: bool = False) -> str:
+    """What TFDS in a process that imports tensorflow says; only_first: it ends after a batch."""
     asked = {
         "root": str(task.root),
         "cameras": CAMERAS,
@@ -112,9 +167,10 @@ def peer(task: Task, total: int, arguments: argparse.Namespace) -> Series:
         "least": LEAST,
         "seconds": arguments.rlds_seconds,
         "clock": arguments.clock,
+        "only_first": only_first,
     }
     said: list[str] = []
     log = arguments.output.with_name(f"{arguments.output.stem}_tfds.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     run_with_tensorflow("librobot.bench._tfds_peer", [json.dumps(asked)], log, line=said.append)
-    return Series(**json.loads(said[-1]))
+    return said[-1]

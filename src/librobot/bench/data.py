@@ -51,9 +51,27 @@ SMALL = (224, 224)
 def main(options: Sequence[str]) -> list[Row]:
     """Measure, print a table, write the JSON and the plot of memory; returns the rows."""
     arguments = parser().parse_args(list(options))
-    require("lerobot", "lerobot")
-    check_tensorflow()
     torch.set_num_threads(1)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(dir=arguments.cache_dir) as cache_dir:
+        measurements: list[Callable[[], list[Row]]] = []
+        if arguments.only != "rlds":
+            require("lerobot", "lerobot")
+            measurements += beside_lerobot(arguments, Path(cache_dir))
+        if arguments.only != "lerobot":
+            check_tensorflow()
+            measurements.append(lambda: measure_rlds(arguments))
+        with ProgressBar("measurements", len(measurements)) as progress:
+            for measure in measurements:
+                rows += measure()
+                progress.advance()
+    write_rows(arguments.output, rows)
+    print_rows("data", rows, arguments.output)
+    return rows
+
+
+def beside_lerobot(arguments: argparse.Namespace, folder: Path) -> list[Callable[[], list[Row]]]:
+    """The measurements on a LeRobotDataset, which is written if need be."""
     os.environ.setdefault("SVT_LOG", "1")  # the encoder's banners, one for every episode
     root = arguments.root or Path(f"outputs/bench/footage-{arguments.episodes}x{arguments.length}")
     if (
@@ -63,26 +81,15 @@ def main(options: Sequence[str]) -> list[Row]:
         write_footage(root, episodes=arguments.episodes, length=arguments.length)
     arguments.root = root
     backend = _loaders.best_backend(root)
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory(dir=arguments.cache_dir) as cache_dir:
-        folder = Path(cache_dir)
-        measurements: list[Callable[[], list[Row]]] = [
-            *(partial(throughput, arguments, backend, folder, *case) for case in CASES),
-            lambda: [cache_bytes(root, folder)],
-            lambda: [share_of_decoder(arguments, folder)],
-            lambda: [spread_of_batches(root, arguments.block)],
-            lambda: [statistics_pass(arguments)],
-            lambda: start_up(arguments, backend),
-            lambda: [measure_memory(root, arguments)],
-            lambda: measure_rlds(arguments, folder),
-        ]
-        with ProgressBar("measurements", len(measurements)) as progress:
-            for measure in measurements:
-                rows += measure()
-                progress.advance()
-    write_rows(arguments.output, rows)
-    print_rows("data", rows, arguments.output)
-    return rows
+    return [
+        *(partial(throughput, arguments, backend, folder, *case) for case in CASES),
+        lambda: [cache_bytes(root, folder)],
+        lambda: [share_of_decoder(arguments, folder)],
+        lambda: [spread_of_batches(root, arguments.block)],
+        lambda: [statistics_pass(arguments)],
+        lambda: start_up(arguments, backend),
+        lambda: [measure_memory(root, arguments)],
+    ]
 
 
 CASES: list[tuple[str, str, int, tuple[int, int] | None, CacheMode, float]] = [
@@ -256,6 +263,7 @@ def start_up(arguments: argparse.Namespace, backend: str) -> list[Row]:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser("librobot-bench data", description=__doc__.partition("\n")[0])
+    made.add_argument("--only", choices=("lerobot", "rlds"), help="the rows beside this format's own reader")
     made.add_argument("--root", type=Path, help="a LeRobotDataset with two cameras; default: written")
     made.add_argument("--episodes", type=int, default=10, help="of the dataset that is written")
     made.add_argument("--length", type=int, default=300, help="frames of each of its episodes")
