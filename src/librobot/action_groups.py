@@ -154,7 +154,7 @@ class Part:
         """The position (b, k, 3), of no numbers where the group has none, and the rotation (b, k, 3, 3)."""
         return x[..., : self.position], to_matrix(x[..., self.position :], kind)
 
-    def _turn(self, place: Float[Tensor, "b k p"], rotation: Float[Tensor, "b #k 3 3"]) -> Tensor:
+    def _turn(self, place: Float[Tensor, "b k p"], rotation: Float[Tensor, "b #k 3 3"]) -> Tensor:  # noqa: F821
         return (rotation @ place[..., None])[..., 0] if self.group.pose else place
 
     def _relative(self, x: Tensor, state: Tensor, *, back: bool = False) -> Tensor:

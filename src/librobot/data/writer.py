@@ -85,7 +85,7 @@ class LeRobotWriter:
         state: Float[np.ndarray, "T s"],
         action: Float[np.ndarray, "T a"],
         task: str | Sequence[str],
-        extra: Mapping[str, Shaped[np.ndarray, "T *dim"]] | None = None,
+        extra: Mapping[str, Shaped[np.ndarray, "T *dim"]] | None = None,  # noqa: F821
     ) -> int:
         """Store one episode; its index. When this returns, the episode survives the death of the process.
 

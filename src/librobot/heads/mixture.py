@@ -119,7 +119,7 @@ class GaussianMixture(ActionHead):
 
     def parameters_of(
         self, output: Float[Tensor, "b k o"]
-    ) -> tuple[Float[Tensor, "b #k m"], Float[Tensor, "b k m a"], Float[Tensor, "b k m a"]]:
+    ) -> tuple[Float[Tensor, "b #k m"], Float[Tensor, "b k m a"], Float[Tensor, "b k m a"]]:  # noqa: F821
         """Logits (of one step where a mode is of the whole chunk), means and standard deviations."""
         modes = rearrange(output.float(), "b k (m n) -> b k m n", m=self.num_modes)
         logits, mean, scale = modes.split((1, self.action_dim, self.action_dim), dim=-1)
@@ -156,7 +156,7 @@ class GaussianMixture(ActionHead):
         return mixed.masked_fill(~seen, 0.0).sum(dim=1)
 
 
-def pick(values: Float[Tensor, "b k m a"], mode: Int[Tensor, "b #k"]) -> Float[Tensor, "b k a"]:
+def pick(values: Float[Tensor, "b k m a"], mode: Int[Tensor, "b #k"]) -> Float[Tensor, "b k a"]:  # noqa: F821
     """Each step's values of the chosen mode."""
     b, k, _, a = values.shape
     index = repeat(mode.expand(b, k), "b k -> b k 1 a", a=a)
