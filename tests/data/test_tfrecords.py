@@ -180,7 +180,8 @@ def test_other_files(root: Path) -> None:
     info = path.read_text()
     path.write_text(info.replace('"tfrecord"', '"array_record"'))
     with pytest.raises(
-        LibrobotError, match=r"format tfrecord, found array_record; .*tfds convert_format --data"
+        LibrobotError,
+        match=r"format tfrecord, found array_record; .*tfds convert_format --dataset_version_dir=",
     ):
         RldsSource(root)
     path.write_text(info[:-5])

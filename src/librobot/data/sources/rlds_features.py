@@ -62,8 +62,9 @@ def described(root: Path, split: str) -> Described:
     found_format = info.get("fileFormat") or "tfrecord"
     if found_format != "tfrecord":
         raise LibrobotError(
-            f"{root}: expected files of the format tfrecord, found {found_format}; write them anew with: "
-            f"tfds convert_format --dataset_dir={root} --out_path=NEW --out_file_format=tfrecord"
+            f"{root}: expected files of the format tfrecord, found {found_format}; write them anew (this "
+            "needs apache-beam): "
+            f"tfds convert_format --dataset_version_dir={root} --out_dir=NEW --out_file_format=tfrecord"
         )
     splits = {each["name"]: each for each in info.get("splits", [])}
     if split not in splits:
