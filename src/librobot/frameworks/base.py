@@ -5,7 +5,6 @@ A framework is this class plus its paper's method: `__init__`, `compute_loss`, `
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -20,11 +19,11 @@ from librobot.frameworks.checkpoint import fit_state_dict, plain
 from librobot.frameworks.distillation import learn_from, move_own_parts
 from librobot.frameworks.embodiments import Embodiments
 from librobot.frameworks.groups import ParameterGroups
+from librobot.frameworks.policy_parts import check_head, named_part
 from librobot.frameworks.randomness import begin_batch, is_logged
 from librobot.frameworks.sharding import clip_norm, scales_nothing, shard
 from librobot.heads.base import ActionHead, NetworkKind
 from librobot.losses import l1
-from librobot.networks.base import OPTION_OF
 from librobot.normalize import NormalizationMode, Normalizer
 from librobot.types import Batch, Observation, RobotSpec
 from librobot.vlms.base import VLM, ObservationProcessor, PromptWriter
@@ -97,7 +96,7 @@ class Framework(LightningModule):
         self.horizon = horizon
         self.obs_steps = obs_steps
         self.action_width = spec.action_dim if action_width is None else action_width
-        self._check_head(head)
+        check_head(type(self), head)
         head.attach(horizon=horizon, action_dim=self.action_width, real_dim=spec.action_dim)
         self.vlm = vlm
         self.head = head
@@ -253,17 +252,7 @@ class Framework(LightningModule):
 
     def named_part(self, part: str) -> list[tuple[str, nn.Parameter]]:
         """The parameters of a part. Raises LibrobotError where there are none, naming the nearest part."""
-        parameters = list(self.named_parameters())
-        found = [
-            (n, p) for n, p in parameters if n == part or n.startswith(f"{part}.") or fnmatch.fnmatch(n, part)
-        ]
-        if not found:
-            modules = {n for n, m in self.named_modules() if n and next(m.parameters(), None) is not None}
-            close = {n for n in modules if n.count(".") <= part.count(".")}
-            raise LibrobotError(
-                f"framework {type(self).__name__} has no part {part!r}; {nearest(part, close)}"
-            )
-        return found
+        return named_part(self, part)
 
     def freeze_unused(self, layers: Sequence[int], *, logits: bool = False) -> None:
         """Stop the gradients of what the backbone's `Context` of these `layers` does not depend on, nor, with
@@ -388,13 +377,3 @@ class Framework(LightningModule):
     def load_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load weights that must fit exactly. Raises LibrobotError with the names that do not."""
         fit_state_dict(self, state_dict)
-
-    def _check_head(self, head: ActionHead) -> None:
-        """Raises ValueError where the head needs a network that this framework does not bring."""
-        if head.network not in self.brings:
-            needed = {"denoiser": "a denoiser", "decoder": "a decoder", "pair": "a denoiser and a decoder"}
-            raise ValueError(
-                f"head {type(head).__name__} needs {needed[head.network]}, and {type(self).__name__} brings "
-                f"{needed[self.brings[0]]} of its own; take framework=custom "
-                f"network={OPTION_OF[head.network]}, or a head such as flow_matching"
-            )
