@@ -32,6 +32,7 @@ GROOT = ["width=32", "mlp_width=16", "num_dit_layers=2", "num_heads=2", "num_fus
 GROOT += ["num_fusion_heads=2", "num_embodiments=1", "picture_size=null", "picture_crop=1.0"]
 PADDING = ["max_state_dim=null", "max_action_dim=null"]
 SIZES = {"act": ACT, "pi0": ["expert_width=16", *PADDING], "groot_n17": [*GROOT, *PADDING]}
+SIZES["openvla_oft"] = ["num_blocks=1"]
 RUN = ["framework.horizon=4", "data.batch_size=4", "data.num_workers=0", "trainer.log_every_n_steps=1"]
 RUN += ["scheduler.warmup_steps=1", "scheduler.decay_steps=4"]
 

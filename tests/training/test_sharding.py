@@ -143,24 +143,29 @@ def test_parts_of_the_loss_and_activations_are_of_both_processes(framework, trai
 
 @pytest.fixture(scope="module")
 def taught(dataset, tmp_path_factory):
-    """A policy, and those that learn from it in one process and in two."""
+    """Policies, and those that learn from them in one process and in two. OFT's denoiser runs the backbone,
+    which is then spread over both."""
     folder = tmp_path_factory.mktemp("taught")
-    student = ["head=consistency", f"head.teacher={folder / 'teacher' / LAST}"]
-    stages = [
-        stage(1, [alone("pi0", folder / "teacher", steps=2), alone("pi0", folder / "cpu", *student)]),
-        stage(2, [job("pi0", folder / "fsdp2", "fsdp2", *student)]),
-    ]
-    together(dataset, folder, stages)
+    first, both = [], []
+    for framework in ("pi0", "openvla_oft"):
+        here = folder / framework
+        student = ["head=consistency", f"head.teacher={here / 'teacher' / LAST}"]
+        first += [alone(framework, here / "teacher", "head=flow_matching", steps=2)]
+        first += [alone(framework, here / "cpu", *student)]
+        both += [job(framework, here / "fsdp2", "fsdp2", *student)]
+    together(dataset, folder, [stage(1, first), stage(2, both)])
     return folder
 
 
 @pytest.mark.slow
-def test_two_processes_learn_from_a_teacher_as_one(taught):
-    assert_same_losses(taught / "fsdp2", taught / "cpu")
-    learned, before = stored(taught / "fsdp2")["state_dict"], stored(taught / "teacher")["state_dict"]
+@pytest.mark.parametrize("framework", ["pi0", "openvla_oft"])
+def test_two_processes_learn_from_a_teacher_as_one(framework, taught):
+    runs = taught / framework
+    assert_same_losses(runs / "fsdp2", runs / "cpu")
+    learned, before = stored(runs / "fsdp2")["state_dict"], stored(runs / "teacher")["state_dict"]
     same = {name for name in before if torch.equal(learned[name], before[name])}
     assert {name for name in before if name.startswith(("vlm.", "normalizer."))} <= same != before.keys()
-    assert_same_actions(taught / "fsdp2", taught / "cpu", tolerance=0.01)
+    assert_same_actions(runs / "fsdp2", runs / "cpu", tolerance=0.01)
 
 
 @pytest.fixture(scope="module")
