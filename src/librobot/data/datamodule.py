@@ -17,7 +17,7 @@ from librobot.data.augmentations.base import Augmentation, Learning, Rewriting, 
 from librobot.data.block_order import BlockOrder
 from librobot.data.buckets import LengthBuckets
 from librobot.data.mixture_order import MixtureOrder
-from librobot.data.sampler import EpochSampler, ResumableLoader
+from librobot.data.sampler import EpochSampler, ResumableLoader, WatchedLoader, whole_batch
 from librobot.data.seen_actions import robots_of, seen_chunks, seen_statistics
 from librobot.data.sources.base import (
     Cache,
@@ -245,9 +245,13 @@ class DataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         processor = self._make_processor()
         dataset, sampler = self._dataset(self.split()[1], shuffle=False, drop_last=False, processor=processor)
-        return ResumableLoader(
-            dataset, sampler, state=dict, **self._worker_options()
-        )  # which says who was lost
+        return WatchedLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=whole_batch,
+            **self._worker_options(),
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment on the device, while training only."""

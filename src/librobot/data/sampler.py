@@ -126,21 +126,9 @@ class EpochSampler(DistributedSampler[int]):
         self._skip = state["batches"] * state["global_batch_size"] // (self.num_replicas * self.batch_size)
 
 
-class ResumableLoader(DataLoader[Batch]):
-    """A DataLoader that can say where it is, so that Lightning does not warn that it cannot.
-
-    Raises RuntimeError where a worker was killed, also while it handed over a batch.
-    """
-
-    sampler: EpochSampler
-
-    def __init__(
-        self, dataset: WindowDataset, sampler: EpochSampler, *, state: Callable[[], dict], **options: Any
-    ) -> None:
-        super().__init__(
-            dataset, batch_size=sampler.batch_size, sampler=sampler, collate_fn=whole_batch, **options
-        )
-        self._state = state
+class WatchedLoader(DataLoader[Batch]):
+    """A DataLoader whose iteration raises RuntimeError where a worker was killed, also while it handed over a
+    batch."""
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
@@ -155,6 +143,20 @@ class ResumableLoader(DataLoader[Batch]):
                     "data.num_workers or data.batch_size); ckpt=last goes on at this batch"
                 ) from error
             yield batch
+
+
+class ResumableLoader(WatchedLoader):
+    """A loader that can say where it is, so that Lightning does not warn that it cannot."""
+
+    sampler: EpochSampler
+
+    def __init__(
+        self, dataset: WindowDataset, sampler: EpochSampler, *, state: Callable[[], dict], **options: Any
+    ) -> None:
+        super().__init__(
+            dataset, batch_size=sampler.batch_size, sampler=sampler, collate_fn=whole_batch, **options
+        )
+        self._state = state
 
     def state_dict(self) -> dict[str, int]:
         return self._state()
