@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from librobot.data import shared_memory
 from librobot.data.sampler import whole_batch
 from librobot.data.sources.synthetic import synthetic
 from librobot.data.windows import WindowDataset, Windows
@@ -69,6 +70,15 @@ def test_batches_are_those_of_one_process_and_memory_is_filled_again() -> None:
     # Two cameras and goals for each of: two prepared, one being made, one here, one on its way back.
     assert made[0] > 0
     assert made[-1] <= 4 * 5
+
+
+def test_batches_come_where_no_other_process_may_look_into_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "others_may_open", lambda path: False)  # workers are forked
+    data = dataset()
+    batches, _ = loader(data)
+    for index, batch in zip(range(3), batches, strict=False):
+        expected = data.__getitems__(list(range(BATCH * index, BATCH * (index + 1)))).observation
+        assert torch.equal(batch.observation.images["front"], expected.images["front"])
 
 
 def test_what_is_kept_is_not_filled_again() -> None:

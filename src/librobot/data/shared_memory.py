@@ -72,7 +72,16 @@ class _Sent:
         self.loan.sent = True
         handle = self.loan.segment.handle
         path = f"/proc/{os.getpid()}/fd/{handle}"
-        return _receive, (path if os.path.exists(path) else DupFd(handle), self.shape)
+        return _receive, (path if others_may_open(path) else DupFd(handle), self.shape)
+
+
+def others_may_open(path: str) -> bool:
+    """Whether another process of this user may open an entry of /proc: not where there is none, nor where the
+    kernel gave it to another user, as it does of processes that must not be looked into (proc(5))."""
+    try:
+        return os.lstat(path).st_uid == os.geteuid()
+    except FileNotFoundError:
+        return False
 
 
 class _Pool:
