@@ -37,7 +37,7 @@ class Series:
     rate: float
     milliseconds: float
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str, goal: float | None = 1.05) -> Row:
         """The memory after an hour at this rate, by the slope, beside that when everything was open."""
         begin = int(SETTLED * len(self.samples))
         x, y = np.array(self.samples[begin:]), np.array(self.memory[begin:])
@@ -50,7 +50,7 @@ class Series:
             level,
             f"after {x[0]} samples",
             "MiB",
-            1.05,
+            goal,
         )
 
 

@@ -44,7 +44,7 @@ class _Decoding(Dataset[int]):
 
     def _decode(self, column: VideoColumn, rows: Int[np.ndarray, " n"]) -> int:
         count = 0
-        files = column.file_of_episode[np.searchsorted(column.ends, rows, side="right")]
+        files = column.files_of(rows)
         for number in np.unique(files):
             path = column.paths[number]
             if path not in self.files:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -93,7 +92,7 @@ def measure_rlds(arguments: argparse.Namespace) -> list[Row]:
             "MiB",
         ),
         series["librobot, a worker"].row("RLDS, a worker's memory"),
-        replace(series["tfds"].row("RLDS, the memory of tfds"), goal=None),
+        series["tfds"].row("RLDS, the memory of tfds", goal=None),
         *start_up(task, total, arguments),
     ]
 

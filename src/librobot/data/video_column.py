@@ -52,12 +52,15 @@ class VideoColumn:
     def frames(self, rows: Int[np.ndarray, " n"]) -> Iterator[VideoFrame]:
         """The same as the decoder gives them, one at a time: neighbours share the decoding of their
         keyframe."""
-        files = self.file_of_episode[np.searchsorted(self.ends, rows, side="right")]
-        for row, file in zip(rows.tolist(), files.tolist(), strict=True):
+        for row, file in zip(rows.tolist(), self.files_of(rows).tolist(), strict=True):
             try:
                 yield self._open(file).frame(float(self.times[row]), self.tolerance)
             except FrameNotFound as error:
                 raise self._broken(file, row, str(error), error.end) from error
+
+    def files_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """In which of `paths` their frames are."""
+        return self.file_of_episode[np.searchsorted(self.ends, rows, side="right")]
 
     def _open_file(self, file: int) -> VideoReader:
         path = self.paths[file]

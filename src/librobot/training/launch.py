@@ -74,8 +74,7 @@ def launch_job(cfg: DictConfig, number: int, overrides: list[str], lock: int) ->
     Its training process keeps the file descriptor `lock` (see `sweeps.locks`).
     """
     run_dir = Path(cfg.run_dir)
-    done = bool(cfg.ckpt) and is_finished(cfg)
-    job = jobs.begin(run_dir, number, overrides, cfg.objective, done=done)
+    job = jobs.begin(run_dir, number, overrides, cfg.objective, done=is_done(cfg))
     code, errors = train(cfg, prune=run_dir / jobs.PRUNE, keep=(lock,))
     if (run_dir / jobs.PRUNE).exists() and is_finished(cfg):
         code = 0  # it came to its end before it was told to stop
@@ -101,7 +100,7 @@ def launch_job(cfg: DictConfig, number: int, overrides: list[str], lock: int) ->
 
 def train(cfg: DictConfig, prune: Path | None = None, keep: Sequence[int] = ()) -> tuple[int, str]:
     """Run the training process to its end; its exit code and what it said went wrong."""
-    if cfg.ckpt and is_finished(cfg):
+    if is_done(cfg):
         print("this run has come to its end already; its last checkpoint is there", flush=True)
         return 0, ""
     config = write(cfg, Path(cfg.run_dir) / "config.yaml")
@@ -174,6 +173,11 @@ def is_finished(cfg: DictConfig) -> bool:
     metrics = Path(cfg.run_dir) / "metrics.json"
     steps = cfg.trainer.get("max_steps", -1)
     return metrics.is_file() and 0 < steps <= json.loads(metrics.read_text()).get("step", 0)
+
+
+def is_done(cfg: DictConfig) -> bool:
+    """Whether the run that `cfg` goes on with leaves nothing to do."""
+    return bool(cfg.ckpt) and is_finished(cfg)
 
 
 def checkpoint_of(path: Path) -> Path:
